@@ -1,0 +1,169 @@
+package job
+
+import (
+	"encoding/json"
+	"sort"
+	"strings"
+)
+
+// Run is one execution of a job: the row that its home keeps and the shape that the API answers. The cbor numbers are on
+// disk: never renumbered, never reused. A stored Run is immutable; whoever changes one changes a copy.
+type Run struct {
+	ID          RunID             `json:"id" cbor:"1,keyasint"`
+	RootID      RunID             `json:"root_id" cbor:"2,keyasint,omitzero"` // of a root run its own id
+	Namespace   string            `json:"namespace" cbor:"3,keyasint"`
+	JobID       JobID             `json:"-" cbor:"4,keyasint,omitzero"` // zero with an inline spec
+	Job         string            `json:"job,omitempty" cbor:"5,keyasint,omitempty"`
+	JobVersion  uint64            `json:"job_version,omitempty" cbor:"6,keyasint,omitempty"`
+	Task        string            `json:"task,omitempty" cbor:"7,keyasint,omitempty"`
+	Trigger     Trigger           `json:"trigger" cbor:"8,keyasint"`
+	State       State             `json:"state" cbor:"9,keyasint"`
+	Reason      Reason            `json:"reason,omitempty" cbor:"10,keyasint,omitempty"`
+	Priority    uint8             `json:"priority" cbor:"11,keyasint,omitempty"`
+	Attempt     uint32            `json:"attempt" cbor:"12,keyasint,omitempty"` // number of the current or last one; the first is 1
+	Losses      uint32            `json:"losses,omitempty" cbor:"13,keyasint,omitempty"`
+	Worker      string            `json:"worker,omitempty" cbor:"14,keyasint,omitempty"`
+	ScheduledAt Instant           `json:"scheduled_at,omitempty" cbor:"15,keyasint,omitempty"` // the tick, or the time asked for
+	CreatedAt   Instant           `json:"created_at" cbor:"16,keyasint"`
+	ReadyAt     Instant           `json:"ready_at,omitempty" cbor:"17,keyasint,omitempty"` // no attempt starts before it
+	QueuedAt    Instant           `json:"queued_at,omitempty" cbor:"18,keyasint,omitempty"`
+	StartedAt   Instant           `json:"started_at,omitempty" cbor:"19,keyasint,omitempty"` // of the current or last attempt
+	FinishedAt  Instant           `json:"finished_at,omitempty" cbor:"20,keyasint,omitempty"`
+	DeadlineAt  Instant           `json:"deadline_at,omitempty" cbor:"21,keyasint,omitempty"`
+	Payload     json.RawMessage   `json:"payload,omitempty" cbor:"22,keyasint,omitempty"`
+	Result      json.RawMessage   `json:"result,omitempty" cbor:"23,keyasint,omitempty"`
+	Error       string            `json:"error,omitempty" cbor:"24,keyasint,omitempty"`
+	ExitCode    int32             `json:"exit_code,omitempty" cbor:"25,keyasint,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty" cbor:"26,keyasint,omitempty"`
+	Home        Home              `json:"durability" cbor:"27,keyasint"`
+	Lane        string            `json:"-" cbor:"28,keyasint,omitempty"` // "": the namespace's plain lane
+	Spec        json.RawMessage   `json:"-" cbor:"29,keyasint,omitempty"` // an inline document, already normalised
+	Key         string            `json:"idempotency_key,omitempty" cbor:"30,keyasint,omitempty"`
+	RetryOf     RunID             `json:"retry_of,omitzero" cbor:"31,keyasint,omitzero"`
+	CanonicalID RunID             `json:"canonical_id,omitzero" cbor:"32,keyasint,omitzero"`
+	CancelAt    Instant           `json:"cancel_requested_at,omitempty" cbor:"33,keyasint,omitempty"` // the intent (L9)
+	Fence       Fence             `json:"-" cbor:"34,keyasint,omitempty"`                             // of the last attempt that ended
+	BackfillID  string            `json:"backfill_id,omitempty" cbor:"35,keyasint,omitempty"`
+	BodyHash    []byte            `json:"-" cbor:"37,keyasint,omitempty"`                  // of the submitted body; set with Key
+	Failures    uint32            `json:"failures,omitempty" cbor:"36,keyasint,omitempty"` // attempts that count against max_attempts
+}
+
+// MarshalJSON fills in what a root run leaves out on disk.
+func (r Run) MarshalJSON() ([]byte, error) {
+	type plain Run
+	if r.RootID.IsZero() {
+		r.RootID = r.ID
+	}
+	return json.Marshal(plain(r))
+}
+
+// IsRoot tells whether r is a root run.
+func (r *Run) IsRoot() bool { return r.RootID.IsZero() || r.RootID == r.ID }
+
+// Startable tells whether an attempt may be granted at now (Q3): what a popped queue entry must still be.
+func (r *Run) Startable(now Instant) bool {
+	return (r.State == Queued || r.State == Scheduled && r.ReadyAt <= now) && r.CancelAt == 0
+}
+
+// LaneKey is the lane (Q2) in which the run queues.
+func (r *Run) LaneKey() LaneKey {
+	if r.Lane == "" {
+		return LaneKey(r.Namespace)
+	}
+	return LaneKey(r.Lane)
+}
+
+// LaneKey names a lane: namespace, selector and concurrency key, in one canonical text. Namespaces contain no '|'.
+type LaneKey string
+
+// MakeLane puts a lane's name together.
+func MakeLane(namespace string, selector map[string]string, concurrencyKey string) LaneKey {
+	if len(selector) == 0 && concurrencyKey == "" {
+		return LaneKey(namespace)
+	}
+	keys := make([]string, 0, len(selector))
+	for k := range selector {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	var b strings.Builder
+	b.WriteString(namespace)
+	b.WriteByte('|')
+	for i, k := range keys {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(laneEscape.Replace(k))
+		b.WriteByte('=')
+		b.WriteString(laneEscape.Replace(selector[k]))
+	}
+	b.WriteByte('|')
+	b.WriteString(laneEscape.Replace(concurrencyKey))
+	return LaneKey(b.String())
+}
+
+var (
+	laneEscape   = strings.NewReplacer("%", "%25", "|", "%7c", ",", "%2c", "=", "%3d")
+	laneUnescape = strings.NewReplacer("%25", "%", "%7c", "|", "%2c", ",", "%3d", "=")
+)
+
+// Namespace is the lane's namespace.
+func (l LaneKey) Namespace() string {
+	ns, _, _ := strings.Cut(string(l), "|")
+	return ns
+}
+
+// Selector is the lane's selector; nil means any worker.
+func (l LaneKey) Selector() map[string]string {
+	_, rest, ok := strings.Cut(string(l), "|")
+	sel, _, _ := strings.Cut(rest, "|")
+	if !ok || sel == "" {
+		return nil
+	}
+	m := map[string]string{}
+	for _, kv := range strings.Split(sel, ",") {
+		k, v, _ := strings.Cut(kv, "=")
+		m[laneUnescape.Replace(k)] = laneUnescape.Replace(v)
+	}
+	return m
+}
+
+// ConcurrencyKey is the lane's concurrency key; "" means none.
+func (l LaneKey) ConcurrencyKey() string {
+	i := strings.LastIndexByte(string(l), '|')
+	if i < 0 {
+		return ""
+	}
+	return laneUnescape.Replace(string(l[i+1:]))
+}
+
+// Order is where an entry stands in its lane: ready time - priority * 60 s, the smallest first, so that waiting ages a
+// run past higher priorities (Q2).
+func Order(readyAt Instant, priority uint8) int64 { return int64(readyAt) - int64(priority)*60_000_000 }
+
+// Attempt is one try of a run on a worker.
+type Attempt struct {
+	RunID      RunID   `json:"run_id" cbor:"1,keyasint"`
+	Attempt    uint32  `json:"attempt" cbor:"2,keyasint"`
+	Fence      Fence   `json:"fence" cbor:"3,keyasint"`
+	Worker     string  `json:"worker" cbor:"4,keyasint"`
+	StartedAt  Instant `json:"started_at,omitempty" cbor:"5,keyasint,omitempty"`
+	FinishedAt Instant `json:"finished_at,omitempty" cbor:"6,keyasint,omitempty"`
+	State      State   `json:"state" cbor:"7,keyasint"` // how it ended; running while it runs
+	Reason     Reason  `json:"reason,omitempty" cbor:"8,keyasint,omitempty"`
+	Error      string  `json:"error,omitempty" cbor:"9,keyasint,omitempty"`
+	ExitCode   int32   `json:"exit_code,omitempty" cbor:"10,keyasint,omitempty"`
+}
+
+// Receipt answers one submitted birth.
+type Receipt struct {
+	Run      *Run // as stored; with Existing the run that was there already
+	Existing bool // the id or the key was seen before: nothing new was created
+	Err      error
+}
+
+// CancelIntent asks for a run to be cancelled (L9). It commutes with births and other intents (S4).
+type CancelIntent struct {
+	ID RunID   `cbor:"1,keyasint"`
+	At Instant `cbor:"2,keyasint"`
+}

@@ -1,0 +1,99 @@
+package job
+
+import "maps"
+
+// Mark is how far one job's schedule has ticked, and which version ticks (L6, L7). It lives in Raft.
+type Mark struct {
+	JobID     JobID   `cbor:"1,keyasint"`
+	Namespace string  `cbor:"2,keyasint"`
+	Job       string  `cbor:"3,keyasint"`
+	Version   uint64  `cbor:"4,keyasint"`
+	Schedule  []byte  `cbor:"5,keyasint"` // JSON of Schedule
+	From      Instant `cbor:"6,keyasint"` // the version owns the ticks after From
+	At        Instant `cbor:"7,keyasint"` // every tick up to and including At has its disposition
+	// What the clock needs of the document to decide without reading the store.
+	Overlap       Overlap  `cbor:"8,keyasint,omitempty"`
+	StartDeadline Duration `cbor:"9,keyasint,omitempty"`
+}
+
+// MarkMove advances one mark. It applies only while the mark is of that version and not past At already.
+type MarkMove struct {
+	JobID   JobID   `cbor:"1,keyasint"`
+	Version uint64  `cbor:"2,keyasint"`
+	At      Instant `cbor:"3,keyasint"`
+}
+
+// TickKey names a tick.
+type TickKey struct {
+	JobID       JobID   `cbor:"1,keyasint"`
+	ScheduledAt Instant `cbor:"2,keyasint"`
+}
+
+// Key names the tick, or the first of its range.
+func (t *Tick) Key() TickKey { return TickKey{t.JobID, t.ScheduledAt} }
+
+// Tick is what was decided of one scheduled time, or of a range of them that share their fate.
+type Tick struct {
+	JobID       JobID       `json:"-" cbor:"1,keyasint"`
+	Version     uint64      `json:"job_version" cbor:"2,keyasint"`
+	ScheduledAt Instant     `json:"scheduled_at" cbor:"3,keyasint"`
+	Until       Instant     `json:"until,omitempty" cbor:"4,keyasint,omitempty"` // of a range its last tick
+	Count       uint32      `json:"count,omitempty" cbor:"5,keyasint,omitempty"` // of a range how many; 0 means 1
+	Disposition Disposition `json:"disposition" cbor:"6,keyasint"`
+	Reason      Reason      `json:"reason,omitempty" cbor:"7,keyasint,omitempty"`
+	DecidedAt   Instant     `json:"decided_at" cbor:"8,keyasint"`
+	// Waiting makes the run of overlap: queue, born waiting for the run before it.
+	Waiting bool `json:"waiting,omitempty" cbor:"9,keyasint,omitempty"`
+}
+
+// RunID is the id of the tick's run, if it has one.
+func (t *Tick) RunID() RunID { return TickRunID(t.JobID, t.ScheduledAt) }
+
+// Ticks is how many scheduled times the decision covers.
+func (t *Tick) Ticks() int { return max(1, int(t.Count)) }
+
+// BirthOfTick is the run that a tick with the disposition run gives birth to. Every store derives it with this function,
+// so repeating the step changes nothing.
+func BirthOfTick(t *Tick, namespace, name string, spec *Document, home Home) *Run {
+	r := &Run{
+		ID: t.RunID(), Namespace: namespace, JobID: t.JobID, Job: name, JobVersion: t.Version,
+		Trigger: ByTick, ScheduledAt: t.ScheduledAt, CreatedAt: t.DecidedAt, Home: home,
+		State: Queued, QueuedAt: t.DecidedAt,
+	}
+	r.FromSpec(spec)
+	if t.Waiting {
+		r.State, r.Reason, r.QueuedAt = Waiting, OverlapQueued, 0
+	}
+	return r
+}
+
+// FromSpec takes over from the document what a run carries of it: priority, lane and deadline always, payload and labels
+// under what the run has already. A submission that sets its own priority puts it in afterwards.
+func (r *Run) FromSpec(spec *Document) {
+	if r.Payload == nil {
+		r.Payload = spec.Payload
+	}
+	r.Priority = DefaultPriority
+	if spec.Priority != nil {
+		r.Priority = uint8(*spec.Priority)
+	}
+	key := ""
+	if spec.Concurrency != nil {
+		key = spec.Concurrency.Key
+	}
+	if len(spec.Selector) > 0 || key != "" {
+		r.Lane = string(MakeLane(r.Namespace, spec.Selector, key))
+	}
+	if spec.Deadline > 0 {
+		r.DeadlineAt = max(r.CreatedAt, r.ReadyAt).Add(spec.Deadline.Std())
+	}
+	switch {
+	case len(spec.Labels) == 0:
+	case len(r.Labels) == 0:
+		r.Labels = spec.Labels // shared: both are immutable
+	default:
+		labels := maps.Clone(spec.Labels)
+		maps.Copy(labels, r.Labels)
+		r.Labels = labels
+	}
+}

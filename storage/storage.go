@@ -1,0 +1,193 @@
+// Package storage is the contract between the scheduler and what keeps its state: the store, which owns jobs, runs,
+// attempts and the tick ledger, and the queue, which may be flushed at any moment and is rebuilt from the store.
+//
+// Each interface is small so that its implementations can be judged by a suite: storage/storagetest for stores,
+// storage/queuetest for queues. Types that cross the contract live in package job. Rules named S1.. and Q1.. are in
+// docs/design.md.
+//
+// Errors are *job.Error. Unavailable means nothing happened; Unknown means it may have, and repeating the call with the
+// same arguments is the way out; every method here is safe to repeat. Exhausted means a bound is reached. Fenced means
+// that a newer epoch was raised: the caller no longer leads.
+package storage
+
+import (
+	"context"
+
+	"github.com/musterhq/muster/job"
+)
+
+// Store is a whole store. Callers ask for the parts they use.
+type Store interface {
+	Definitions
+	Births
+	Moves
+	Reads
+	Prunes
+}
+
+// Definitions keeps jobs and their versions.
+type Definitions interface {
+	// PutJob creates a job, or a new version of it. A document equal to the current version changes nothing and answers
+	// the job as it is. See PutJob for the guards. The schedule takes effect separately, through Raft (L7).
+	PutJob(ctx context.Context, p PutJob) (*job.Job, error)
+	// DeleteJob removes a job and its versions; its runs stay. ifVersion 0 means whichever version; another version than
+	// the current one is Conflict, a job that is not there NotFound.
+	DeleteJob(ctx context.Context, namespace, name string, ifVersion uint64) (*job.Job, error)
+	// Job answers one job with its current document, or NotFound.
+	Job(ctx context.Context, namespace, name string) (*job.Job, error)
+	// Jobs answers a page ordered by name.
+	Jobs(ctx context.Context, q JobQuery) ([]*job.Job, error)
+	// Version answers one version by the job's id, for runs that are pinned to it; also of a deleted job as long as a
+	// live run needs it. NotFound otherwise.
+	Version(ctx context.Context, id job.JobID, version uint64) (*job.Version, error)
+	// Versions answers a job's versions, newest first.
+	Versions(ctx context.Context, namespace, name string, limit int) ([]*job.Version, error)
+}
+
+// PutJob is one change of a definition.
+type PutJob struct {
+	ID   job.JobID     `cbor:"1,keyasint"` // of the job, if it is created
+	Spec *job.Document `cbor:"2,keyasint"` // parsed and normalised; names namespace and job
+	// IfVersion: 0 puts in any case; a version must be the current one; NewOnly creates and never changes. Else Conflict.
+	IfVersion uint64      `cbor:"3,keyasint,omitempty"`
+	NewOnly   bool        `cbor:"4,keyasint,omitempty"`
+	At        job.Instant `cbor:"5,keyasint"`
+}
+
+// JobQuery selects jobs.
+type JobQuery struct {
+	Namespace string
+	After     string            // name of the last job of the page before
+	Labels    map[string]string // all must match
+	Limit     int               // at most 1,000; 0 means 100
+}
+
+// Births is what any node may write (S4). Births and intents commute.
+type Births interface {
+	// Submit stores root runs, one receipt for each, in order. A run whose id is there already, or whose key belongs to an
+	// earlier run with the same body, is answered with that run and Existing (S10); the same key with another body is
+	// Conflict, reason key_conflict. An error of the whole call applies to every run.
+	Submit(ctx context.Context, runs []*job.Run) ([]job.Receipt, error)
+	// Cancel records intents (L9) and answers each run as it then is; NotFound in the receipt if there is no such run.
+	// An intent for a terminal run changes nothing.
+	Cancel(ctx context.Context, intents []job.CancelIntent) ([]job.Receipt, error)
+}
+
+// Moves is what only the leader calls. Every call carries its epoch and is refused as Fenced under a newer one (L1).
+type Moves interface {
+	// Raise makes epoch the store's. A lower or equal one than the store's is Fenced.
+	Raise(ctx context.Context, epoch job.Epoch) error
+	// StoreTicks writes the ledger rows of decided ticks and gives birth to their runs (job.BirthOfTick). A tick of a job
+	// version that is gone gets its ledger row, and no run. It answers the runs that are there after the call, by tick.
+	StoreTicks(ctx context.Context, epoch job.Epoch, ticks []job.Tick) ([]*job.Run, error)
+	// Move makes moves with job.Move.Apply and appends the attempts they end. One that does not apply is answered with
+	// Applied false and the run as it is (nil if there is none).
+	Move(ctx context.Context, epoch job.Epoch, moves []job.Move) ([]Moved, error)
+	// Load answers runs by id, nil where there is none (Q3).
+	Load(ctx context.Context, ids []job.RunID) ([]*job.Run, error)
+	// Live answers runs that are not terminal in the order of their ids, those after the given id.
+	Live(ctx context.Context, after job.RunID, limit int) ([]*job.Run, error)
+	// LiveOfJob answers the runs of one job that are not terminal, in the order of their ids.
+	LiveOfJob(ctx context.Context, id job.JobID, limit int) ([]*job.Run, error)
+}
+
+// Moved answers one move.
+type Moved struct {
+	Applied bool
+	Run     *job.Run
+}
+
+// Reads answers people.
+type Reads interface {
+	// Run answers one run, or NotFound.
+	Run(ctx context.Context, id job.RunID) (*job.Run, error)
+	// Runs answers a page, newest id first.
+	Runs(ctx context.Context, q RunQuery) ([]*job.Run, error)
+	// Attempts answers the attempts of a run that ended, oldest first; the last or current one is in the run itself.
+	Attempts(ctx context.Context, id job.RunID) ([]job.Attempt, error)
+	// Ticks answers the ledger of one job, newest first.
+	Ticks(ctx context.Context, q TickQuery) ([]job.Tick, error)
+	// Usage answers how full the store is.
+	Usage(ctx context.Context) (Usage, error)
+}
+
+// RunQuery selects runs. Filters combine with and; the zero value selects every root run.
+type RunQuery struct {
+	Namespace string    // "" means all
+	Job       string    // name; needs Namespace
+	RootID    job.RunID // the task runs of this root, instead of roots
+	States    []job.State
+	Worker    string
+	Labels    map[string]string
+	Since     job.Instant // by the time in the id, inclusive
+	Until     job.Instant // exclusive
+	Before    job.RunID   // the last id of the page before
+	Limit     int         // at most 1,000; 0 means 100
+}
+
+// TickQuery selects ledger rows.
+type TickQuery struct {
+	JobID  job.JobID
+	Since  job.Instant // inclusive
+	Until  job.Instant // exclusive; 0 means no bound
+	Before job.Instant // scheduled time of the last row of the page before; 0: from the newest
+	Limit  int         // at most 10,000; 0 means 100
+}
+
+// Usage is how full a store is.
+type Usage struct {
+	Runs         int   `json:"runs"`
+	LiveRuns     int   `json:"live_runs"`
+	Ticks        int   `json:"ticks"`
+	Bytes        int64 `json:"bytes"`         // 0 where the store does not count
+	MaxBytes     int64 `json:"max_bytes"`     // 0: no bound of its own
+	HistoryBytes int64 `json:"history_bytes"` // of terminal runs, attempts and ledger rows
+}
+
+// Prunes drops history.
+type Prunes interface {
+	// Prune drops terminal runs with their attempts, and ledger rows, that are older than before, and, oldest first, what
+	// is over the store's own bound of history. It drops at most limit rows and tells how many it dropped.
+	Prune(ctx context.Context, epoch job.Epoch, before job.Instant, limit int) (int, error)
+}
+
+// Queue holds what is startable, in order. The leader is its only writer (Q1), and everything in it is derived from the
+// store: an entry may be stale or doubled (Q3), and all of them may vanish.
+type Queue interface {
+	// Raise makes epoch the queue's and empties nothing. A lower one than the queue's is Fenced.
+	Raise(ctx context.Context, epoch job.Epoch) error
+	// Push adds entries. One whose run is queued already replaces it. A full lane refuses the entry: its index is in the
+	// answer, and the run stays in the store until the lane has room (Q2).
+	Push(ctx context.Context, epoch job.Epoch, entries []QueueEntry) (refused []int, err error)
+	// Pop takes up to the wanted number of entries that are ready at now from each lane, first the smallest Order.
+	Pop(ctx context.Context, epoch job.Epoch, now job.Instant, wants []LaneWant) ([]QueueEntry, error)
+	// Remove takes entries out, wherever they are.
+	Remove(ctx context.Context, epoch job.Epoch, ids []job.RunID) error
+	// Lanes tells how many entries each non-empty lane has, and the smallest order and ready time among them.
+	Lanes(ctx context.Context) ([]LaneDepth, error)
+	// Reset empties the queue.
+	Reset(ctx context.Context, epoch job.Epoch) error
+}
+
+// QueueEntry is one startable run.
+type QueueEntry struct {
+	RunID    job.RunID
+	Lane     job.LaneKey
+	Priority uint8
+	ReadyAt  job.Instant
+}
+
+// LaneWant asks for entries of one lane.
+type LaneWant struct {
+	Lane job.LaneKey
+	Max  int
+}
+
+// LaneDepth describes one lane.
+type LaneDepth struct {
+	Lane    job.LaneKey
+	Ready   int         // entries that are ready at the time of the call's last Pop or Push
+	Delayed int         // entries whose time has not come
+	NextAt  job.Instant // when the first delayed entry is ready
+	First   int64       // Order of the first ready entry
+}
