@@ -1,0 +1,51 @@
+package scheduler
+
+import (
+	"context"
+	"time"
+
+	"github.com/musterhq/muster/job"
+)
+
+// Control is the Raft state as the leader uses it: control facts that Raft owns whatever the store is (design section 1).
+// Reads are local and as new as this node's log; at the start of a term a barrier has made that complete. Writes return
+// *job.Error: Fenced under a newer epoch, Unavailable when nothing happened, Unknown when it may have; every write is
+// safe to repeat.
+type Control interface {
+	// RaiseEpoch sets the epoch to max(the current one, atLeast) + 1 and answers it (L1).
+	RaiseEpoch(ctx context.Context, atLeast job.Epoch) (job.Epoch, error)
+	// Grant opens leases and ends others in one entry (L2). Grants whose run has a live lease already are answered by
+	// index and not opened. Ending a lease that is not there changes nothing.
+	Grant(ctx context.Context, epoch job.Epoch, grants []job.Grant, ended []job.EndedGrant) (refused []int, err error)
+	// Decide records ticks' dispositions, advances marks, and forgets decisions that the store has meanwhile (L6). A tick
+	// whose mark move does not apply, because a newer version ticks or it was decided already, is dropped; the decisions
+	// that were recorded are answered.
+	Decide(ctx context.Context, epoch job.Epoch, ticks []job.Tick, marks []job.MarkMove, stored []job.TickKey) (recorded []job.Tick, err error)
+
+	Grants() []job.Grant                              // live leases
+	Marks() []job.Mark                                // of every schedule
+	Mark(id job.JobID) (job.Mark, bool)               // of one
+	Unstored() []job.Tick                             // decisions that no store has acknowledged
+	TakeScheduleChanges() []job.JobID                 // schedules put, dropped, paused or resumed since the last call
+	ScheduleChanges() <-chan struct{}                 // signalled, with a buffer of one, when TakeScheduleChanges has something
+	Paused(id job.JobID, namespace string) job.Reason // NoReason, JobPaused, NamespacePaused or Maintenance
+	WorkerFlag(name string) job.WorkerState           // WorkerReady, WorkerCordoned or WorkerDraining
+}
+
+// Gateways is how the leader reaches workers, on whichever node their stream ends. Calls do not block on slow workers.
+type Gateways interface {
+	// Assign hands attempts over and answers, for each, whether it was written to its stream. False means undeliverable:
+	// never written, so never started (L3).
+	Assign(ctx context.Context, deliveries []job.Delivery) []bool
+	// Stop tells workers to stop attempts. It is a hint; the lease's end is what counts.
+	Stop(ctx context.Context, orders []job.StopOrder)
+	// Acknowledge tells workers that results are recorded, or refused for good.
+	Acknowledge(ctx context.Context, acks []job.Ack)
+}
+
+// Clock is the time, replaceable in tests and the simulation.
+type Clock interface {
+	Now() time.Time
+	// Since a moment, on a clock that runs through suspend and never jumps (L4).
+	Elapsed() time.Duration
+}
