@@ -44,23 +44,11 @@ type Definitions interface {
 	Versions(ctx context.Context, namespace, name string, limit int) ([]*job.Version, error)
 }
 
-// PutJob is one change of a definition.
-type PutJob struct {
-	ID   job.JobID     `cbor:"1,keyasint"` // of the job, if it is created
-	Spec *job.Document `cbor:"2,keyasint"` // parsed and normalised; names namespace and job
-	// IfVersion: 0 puts in any case; a version must be the current one; NewOnly creates and never changes. Else Conflict.
-	IfVersion uint64      `cbor:"3,keyasint,omitempty"`
-	NewOnly   bool        `cbor:"4,keyasint,omitempty"`
-	At        job.Instant `cbor:"5,keyasint"`
-}
+// PutJob is one change of a definition. The callers above a store know it, and the queries below, from package job.
+type PutJob = job.PutJob
 
 // JobQuery selects jobs.
-type JobQuery struct {
-	Namespace string
-	After     string            // name of the last job of the page before
-	Labels    map[string]string // all must match
-	Limit     int               // at most 1,000; 0 means 100
-}
+type JobQuery = job.JobQuery
 
 // Births is what any node may write (S4). Births and intents commute.
 type Births interface {
@@ -91,11 +79,8 @@ type Moves interface {
 	LiveOfJob(ctx context.Context, id job.JobID, limit int) ([]*job.Run, error)
 }
 
-// Moved answers one move.
-type Moved struct {
-	Applied bool
-	Run     *job.Run
-}
+// Moved is defined with the words, so that the scheduler needs no storage package.
+type Moved = job.Moved
 
 // Reads answers people.
 type Reads interface {
@@ -111,38 +96,14 @@ type Reads interface {
 	Usage(ctx context.Context) (Usage, error)
 }
 
-// RunQuery selects runs. Filters combine with and; the zero value selects every root run.
-type RunQuery struct {
-	Namespace string    // "" means all
-	Job       string    // name; needs Namespace
-	RootID    job.RunID // the task runs of this root, instead of roots
-	States    []job.State
-	Worker    string
-	Labels    map[string]string
-	Since     job.Instant // by the time in the id, inclusive
-	Until     job.Instant // exclusive
-	Before    job.RunID   // the last id of the page before
-	Limit     int         // at most 1,000; 0 means 100
-}
+// RunQuery selects runs.
+type RunQuery = job.RunQuery
 
 // TickQuery selects ledger rows.
-type TickQuery struct {
-	JobID  job.JobID
-	Since  job.Instant // inclusive
-	Until  job.Instant // exclusive; 0 means no bound
-	Before job.Instant // scheduled time of the last row of the page before; 0: from the newest
-	Limit  int         // at most 10,000; 0 means 100
-}
+type TickQuery = job.TickQuery
 
 // Usage is how full a store is.
-type Usage struct {
-	Runs         int   `json:"runs"`
-	LiveRuns     int   `json:"live_runs"`
-	Ticks        int   `json:"ticks"`
-	Bytes        int64 `json:"bytes"`         // 0 where the store does not count
-	MaxBytes     int64 `json:"max_bytes"`     // 0: no bound of its own
-	HistoryBytes int64 `json:"history_bytes"` // of terminal runs, attempts and ledger rows
-}
+type Usage = job.Usage
 
 // Prunes drops history.
 type Prunes interface {
@@ -169,25 +130,11 @@ type Queue interface {
 	Reset(ctx context.Context, epoch job.Epoch) error
 }
 
-// QueueEntry is one startable run.
-type QueueEntry struct {
-	RunID    job.RunID
-	Lane     job.LaneKey
-	Priority uint8
-	ReadyAt  job.Instant
-}
+// QueueEntry is defined with the words, so that the scheduler needs no storage package.
+type QueueEntry = job.QueueEntry
 
-// LaneWant asks for entries of one lane.
-type LaneWant struct {
-	Lane job.LaneKey
-	Max  int
-}
+// LaneWant is defined with the words, so that the scheduler needs no storage package.
+type LaneWant = job.LaneWant
 
-// LaneDepth describes one lane.
-type LaneDepth struct {
-	Lane    job.LaneKey
-	Ready   int         // entries that are ready at the time of the call's last Pop or Push
-	Delayed int         // entries whose time has not come
-	NextAt  job.Instant // when the first delayed entry is ready
-	First   int64       // Order of the first ready entry
-}
+// LaneDepth is defined with the words, so that the scheduler needs no storage package.
+type LaneDepth = job.LaneDepth
