@@ -7,8 +7,8 @@ type PutJob struct {
 	ID   JobID     `cbor:"1,keyasint"` // of the job, if it is created
 	Spec *Document `cbor:"2,keyasint"` // parsed and normalised; names namespace and job
 	// IfVersion: 0 puts in any case; a version must be the current one; NewOnly creates and never changes. Else Conflict.
-	IfVersion uint64      `cbor:"3,keyasint,omitempty"`
-	NewOnly   bool        `cbor:"4,keyasint,omitempty"`
+	IfVersion uint64  `cbor:"3,keyasint,omitempty"`
+	NewOnly   bool    `cbor:"4,keyasint,omitempty"`
 	At        Instant `cbor:"5,keyasint"`
 }
 
@@ -22,16 +22,16 @@ type JobQuery struct {
 
 // RunQuery selects runs. Filters combine with and; the zero value selects every root run.
 type RunQuery struct {
-	Namespace string    // "" means all
-	Job       string    // name; needs Namespace
-	RootID    RunID // the task runs of this root, instead of roots
+	Namespace string // "" means all
+	Job       string // name; needs Namespace
+	RootID    RunID  // the task runs of this root, instead of roots
 	States    []State
 	Worker    string
 	Labels    map[string]string
 	Since     Instant // by the time in the id, inclusive
 	Until     Instant // exclusive
 	Before    RunID   // the last id of the page before
-	Limit     int         // at most 1,000; 0 means 100
+	Limit     int     // at most 1,000; 0 means 100
 }
 
 // TickQuery selects ledger rows.
@@ -40,7 +40,7 @@ type TickQuery struct {
 	Since  Instant // inclusive
 	Until  Instant // exclusive; 0 means no bound
 	Before Instant // scheduled time of the last row of the page before; 0: from the newest
-	Limit  int         // at most 10,000; 0 means 100
+	Limit  int     // at most 10,000; 0 means 100
 }
 
 // Usage is how full a store is.
