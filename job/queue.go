@@ -28,8 +28,8 @@ type LaneWant struct {
 // LaneDepth describes one lane.
 type LaneDepth struct {
 	Lane    LaneKey
-	Ready   int     // entries that were ready at the last Pop
-	Delayed int     // entries whose time had not come then
+	Ready   int     // entries whose time has come
+	Delayed int     // entries whose time has not come
 	NextAt  Instant // when the first delayed entry is ready; 0 if there is none
 	First   int64   // Order of the first ready entry
 }

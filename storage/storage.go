@@ -124,8 +124,10 @@ type Queue interface {
 	Pop(ctx context.Context, epoch job.Epoch, now job.Instant, wants []LaneWant) ([]QueueEntry, error)
 	// Remove takes entries out, wherever they are.
 	Remove(ctx context.Context, epoch job.Epoch, ids []job.RunID) error
-	// Lanes tells how many entries each non-empty lane has, and the smallest order and ready time among them.
-	Lanes(ctx context.Context) ([]LaneDepth, error)
+	// Lanes describes the lanes that are not empty, as they are at now.
+	Lanes(ctx context.Context, now job.Instant) ([]LaneDepth, error)
+	// Holds answers, for each id, whether the run is queued.
+	Holds(ctx context.Context, ids []job.RunID) ([]bool, error)
 	// Reset empties the queue.
 	Reset(ctx context.Context, epoch job.Epoch) error
 }
