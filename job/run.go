@@ -3,6 +3,7 @@ package job
 import (
 	"encoding/json"
 	"sort"
+	"strconv"
 	"strings"
 )
 
@@ -36,7 +37,7 @@ type Run struct {
 	ExitCode    int32             `json:"exit_code,omitempty" cbor:"25,keyasint,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty" cbor:"26,keyasint,omitempty"`
 	Home        Home              `json:"durability" cbor:"27,keyasint"`
-	Lane        string            `json:"-" cbor:"28,keyasint,omitempty"` // "": the namespace's plain lane
+	Lane        string            `json:"-" cbor:"28,keyasint,omitempty"` // LaneOf its document
 	Spec        json.RawMessage   `json:"-" cbor:"29,keyasint,omitempty"` // an inline document, already normalised
 	Key         string            `json:"idempotency_key,omitempty" cbor:"30,keyasint,omitempty"`
 	RetryOf     RunID             `json:"retry_of,omitzero" cbor:"31,keyasint,omitzero"`
@@ -45,6 +46,7 @@ type Run struct {
 	Fence       Fence             `json:"-" cbor:"34,keyasint,omitempty"`                             // of the last attempt that ended
 	BackfillID  string            `json:"backfill_id,omitempty" cbor:"35,keyasint,omitempty"`
 	BodyHash    []byte            `json:"-" cbor:"37,keyasint,omitempty"`                  // of the submitted body; set with Key
+	StartBy     Instant           `json:"start_by,omitempty" cbor:"38,keyasint,omitempty"` // no first attempt starts after it
 	Failures    uint32            `json:"failures,omitempty" cbor:"36,keyasint,omitempty"` // attempts that count against max_attempts
 }
 
@@ -66,15 +68,66 @@ func (r *Run) Startable(now Instant) bool {
 }
 
 // LaneKey is the lane (Q2) in which the run queues.
-func (r *Run) LaneKey() LaneKey {
-	if r.Lane == "" {
-		return LaneKey(r.Namespace)
-	}
-	return LaneKey(r.Lane)
-}
+func (r *Run) LaneKey() LaneKey { return LaneKey(r.Lane) }
 
 // LaneKey names a lane: namespace, selector and concurrency key, in one canonical text. Namespaces contain no '|'.
 type LaneKey string
+
+// What a run needs of a worker besides labels is in its lane as labels that no user can write, so that all entries of a
+// lane can be served by the same workers and one that cannot be never holds up another.
+const (
+	needExecutor = "@"         // + executor name
+	needHandler  = "@handler/" // + handler name
+	needSlots    = "@slots"    // more than one
+)
+
+// LaneOf is the lane for runs of a document.
+func LaneOf(namespace string, spec *Document) LaneKey {
+	needs := make(map[string]string, len(spec.Selector)+2)
+	for k, v := range spec.Selector {
+		needs[k] = v
+	}
+	switch {
+	case spec.Handler != nil:
+		needs[needHandler+spec.Handler.Name] = ""
+	default:
+		needs[needExecutor+spec.ExecutorName()] = ""
+	}
+	if spec.Slots > 1 {
+		needs[needSlots] = strconv.Itoa(spec.Slots)
+	}
+	key := ""
+	if spec.Concurrency != nil {
+		key = spec.Concurrency.Key
+	}
+	return MakeLane(namespace, needs, key)
+}
+
+// Offers are a worker's labels together with what it can execute, in the terms of LaneOf.
+func (h *WorkerHello) Offers() map[string]string {
+	m := make(map[string]string, len(h.Labels)+len(h.Executors)+len(h.Handlers))
+	for k, v := range h.Labels {
+		m[k] = v
+	}
+	for _, e := range h.Executors {
+		m[needExecutor+e] = ""
+	}
+	for _, f := range h.Handlers {
+		m[needHandler+f] = ""
+	}
+	return m
+}
+
+// Needs splits what a lane asks of a worker into labels that it must offer and free slots.
+func (l LaneKey) Needs() (labels map[string]string, slots int) {
+	labels = l.Selector()
+	slots = 1
+	if s, ok := labels[needSlots]; ok {
+		slots, _ = strconv.Atoi(s)
+		delete(labels, needSlots)
+	}
+	return labels, max(1, slots)
+}
 
 // MakeLane puts a lane's name together.
 func MakeLane(namespace string, selector map[string]string, concurrencyKey string) LaneKey {

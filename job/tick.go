@@ -61,6 +61,9 @@ func BirthOfTick(t *Tick, namespace, name string, spec *Document, home Home) *Ru
 		State: Queued, QueuedAt: t.DecidedAt,
 	}
 	r.FromSpec(spec)
+	if spec.StartDeadline > 0 {
+		r.StartBy = t.ScheduledAt.Add(spec.StartDeadline.Std())
+	}
 	if t.Waiting {
 		r.State, r.Reason, r.QueuedAt = Waiting, OverlapQueued, 0
 	}
@@ -77,13 +80,7 @@ func (r *Run) FromSpec(spec *Document) {
 	if spec.Priority != nil {
 		r.Priority = uint8(*spec.Priority)
 	}
-	key := ""
-	if spec.Concurrency != nil {
-		key = spec.Concurrency.Key
-	}
-	if len(spec.Selector) > 0 || key != "" {
-		r.Lane = string(MakeLane(r.Namespace, spec.Selector, key))
-	}
+	r.Lane = string(LaneOf(r.Namespace, spec))
 	if spec.Deadline > 0 {
 		r.DeadlineAt = max(r.CreatedAt, r.ReadyAt).Add(spec.Deadline.Std())
 	}

@@ -6,6 +6,7 @@ import "encoding/json"
 type WorkerHello struct {
 	Name      string            // unique in the cluster
 	Boot      string            // one life of the agent process; changes with each start
+	DataID    string            // of the data directory whose lock the agent holds: tells a restart from a namesake (L4)
 	Version   string            // of the binary
 	Labels    map[string]string // what selectors match
 	Slots     int               // how much runs at once
