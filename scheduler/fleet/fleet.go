@@ -1,0 +1,427 @@
+// Package fleet is what the leader knows of workers and leases during one term: who is attached, what each may still
+// take, which run is granted to whom and until when, and which concurrency keys are held. It lives in memory; the leases
+// themselves are in Raft and are loaded from there when a term begins (L2).
+//
+// A run is in at most one of these hands at a time: reserved (a grant is on its way to Raft), leased (granted), or
+// moving (a move that ends it or sends it back is on its way to the store). Whoever would act on a run takes it into his
+// hand here first, so that the dispatcher, the settler and a cancel never act on one run at once.
+package fleet
+
+import (
+	"sort"
+	"sync"
+	"time"
+
+	"github.com/musterhq/muster/job"
+)
+
+// Fleet is safe for concurrent use. Now is the wall clock; elapsed a clock that runs through suspend (L4).
+type Fleet struct {
+	now     func() job.Instant
+	elapsed func() time.Duration
+	flag    func(worker string) job.WorkerState
+
+	mu       sync.Mutex
+	workers  map[string]*worker
+	sessions map[job.SessionID]*worker
+	leases   map[job.RunID]*Lease
+	reserved map[job.RunID]*reservation
+	moving   map[job.RunID]struct{}
+	held     map[holdKey]int
+	ended    []job.EndedGrant // not yet told to Raft
+	freed    chan struct{}
+}
+
+type worker struct {
+	hello       job.WorkerHello
+	offers      map[string]string
+	session     job.SessionID // "" while no stream is up
+	node        string
+	used        int
+	connectedAt job.Instant
+	seenAt      job.Instant
+	goneSince   time.Duration
+	fences      map[job.Fence]job.RunID // its leases
+}
+
+// Lease is a granted run.
+type Lease struct {
+	job.Grant
+	Session   job.SessionID
+	Run       *job.Run      // as read at dispatch; nil after a change of leader
+	Spec      *job.Document // likewise
+	StartedAt job.Instant   // as the worker said; 0 until then
+	Stopping  job.Reason    // why the worker was told to stop it
+	expiresAt time.Duration // on the elapsed clock, without the grace
+	extended  bool          // by the rule for a silent gateway
+	released  bool          // its slots are free again: the result is in
+}
+
+type reservation struct {
+	grant  job.Grant
+	cancel bool // asked for while the grant was on its way
+}
+
+type holdKey struct{ namespace, key string }
+
+func keyOf(l job.LaneKey) (holdKey, bool) {
+	k := l.ConcurrencyKey()
+	return holdKey{l.Namespace(), k}, k != ""
+}
+
+// New makes an empty fleet. flag says whether an operator cordoned a worker or drains it.
+func New(now func() job.Instant, elapsed func() time.Duration, flag func(worker string) job.WorkerState) *Fleet {
+	return &Fleet{
+		now: now, elapsed: elapsed, flag: flag,
+		workers: map[string]*worker{}, sessions: map[job.SessionID]*worker{}, leases: map[job.RunID]*Lease{},
+		reserved: map[job.RunID]*reservation{}, moving: map[job.RunID]struct{}{}, held: map[holdKey]int{},
+		freed: make(chan struct{}, 1),
+	}
+}
+
+// Freed is signalled when something may be placed that could not before.
+func (f *Fleet) Freed() <-chan struct{} { return f.freed }
+
+func (f *Fleet) signal() {
+	select {
+	case f.freed <- struct{}{}:
+	default:
+	}
+}
+
+// Resume takes over the leases that Raft holds, each given a full term again: late expiry is allowed, early never is.
+func (f *Fleet) Resume(grants []job.Grant) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, g := range grants {
+		f.open(&Lease{Grant: g})
+	}
+}
+
+func (f *Fleet) open(l *Lease) {
+	l.expiresAt = f.elapsed() + job.LeaseTimeout
+	f.leases[l.RunID] = l
+	w := f.workers[l.Worker]
+	if w == nil {
+		w = &worker{hello: job.WorkerHello{Name: l.Worker}, fences: map[job.Fence]job.RunID{}, goneSince: f.elapsed()}
+		f.workers[l.Worker] = w
+	}
+	w.fences[l.Fence] = l.RunID
+	w.used += l.SlotCount()
+	if k, ok := keyOf(l.Lane); ok {
+		f.held[k]++
+	}
+}
+
+// Attached says what a hello settled.
+type Attached struct {
+	Stop       []job.Fence     // the worker runs these without a right to: it must kill them
+	Stopping   []job.StopOrder // it was to stop these, and may not have heard
+	Lost       []job.Outcome   // granted to an earlier life of the agent, which may have started them
+	NeverBegan []Lease         // granted, but never reached the worker: they go back to the queue and cost nothing
+}
+
+// Attach opens a session. A second agent with the name of one that is attached is refused, unless it holds the same data
+// directory, as a restarted one does (L4). A lease that the hello omits ends at once (L3).
+func (f *Fleet) Attach(session job.SessionID, node string, h job.WorkerHello) (Attached, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var a Attached
+	w := f.workers[h.Name]
+	if w != nil && w.session != "" && w.hello.DataID != h.DataID {
+		return a, job.Errorf(job.Conflict, "worker_name_taken",
+			"a worker named %q is attached already from another data directory; give this one another --name", h.Name)
+	}
+	if w == nil {
+		w = &worker{fences: map[job.Fence]job.RunID{}}
+		f.workers[h.Name] = w
+	}
+	delete(f.sessions, w.session)
+	w.hello, w.offers, w.session, w.node = h, h.Offers(), session, node
+	w.connectedAt, w.seenAt = f.now(), f.now()
+	f.sessions[session] = w
+
+	running := make(map[job.Fence]bool, len(h.Running))
+	for _, fence := range h.Running {
+		running[fence] = true
+		if _, ok := w.fences[fence]; !ok {
+			a.Stop = append(a.Stop, fence)
+		}
+	}
+	for fence, id := range w.fences {
+		l := f.leases[id]
+		switch {
+		case running[fence]:
+			l.Session, l.expiresAt = session, f.elapsed()+job.LeaseTimeout
+			if l.Stopping != 0 {
+				a.Stopping = append(a.Stopping, job.StopOrder{Session: session, RunID: id, Fence: fence, Reason: l.Stopping})
+			}
+		case l.Boot == h.Boot:
+			a.NeverBegan = append(a.NeverBegan, *l)
+		default:
+			a.Lost = append(a.Lost, job.Outcome{RunID: id, Fence: fence, Attempt: l.Attempt, Worker: l.Worker,
+				Kind: job.AttemptLost, Reason: job.WorkerLost, StartedAt: l.StartedAt,
+				Error: "the worker restarted while the run was granted to it"})
+		}
+	}
+	sort.Slice(a.Lost, func(i, j int) bool { return a.Lost[i].Fence < a.Lost[j].Fence })
+	sort.Slice(a.NeverBegan, func(i, j int) bool { return a.NeverBegan[i].Fence < a.NeverBegan[j].Fence })
+	f.signal()
+	return a, nil
+}
+
+// Detach closes a session. The worker's leases run on: only their end moves a run.
+func (f *Fleet) Detach(session job.SessionID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if w := f.sessions[session]; w != nil {
+		delete(f.sessions, session)
+		w.session, w.goneSince = "", f.elapsed()
+		f.forget(w)
+	}
+}
+
+// forget drops a worker that is not attached and holds nothing, so that names that never come back take no room.
+func (f *Fleet) forget(w *worker) {
+	if w.session == "" && len(w.fences) == 0 && w.used == 0 { // used: grants on their way
+		delete(f.workers, w.hello.Name)
+	}
+}
+
+// Heartbeat renews the leases that the worker says it has, and answers those it has no right to.
+func (f *Fleet) Heartbeat(session job.SessionID, running []job.Fence) (unknown []job.Fence) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	w := f.sessions[session]
+	if w == nil {
+		return running
+	}
+	w.seenAt = f.now()
+	until := f.elapsed() + job.LeaseTimeout
+	for _, fence := range running {
+		id, ok := w.fences[fence]
+		if !ok {
+			unknown = append(unknown, fence)
+			continue
+		}
+		l := f.leases[id]
+		l.expiresAt, l.extended = until, false
+	}
+	return unknown
+}
+
+// Started notes when attempts began.
+func (f *Fleet) Started(s []job.Started) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, x := range s {
+		if l := f.leases[x.RunID]; l != nil && l.Fence == x.Fence {
+			l.StartedAt = x.At
+		}
+	}
+}
+
+// Lease answers a run's lease.
+func (f *Fleet) Lease(id job.RunID) (Lease, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if l := f.leases[id]; l != nil {
+		return *l, true
+	}
+	return Lease{}, false
+}
+
+// Leases answers all leases in the order of their fences.
+func (f *Fleet) Leases() []Lease {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := make([]Lease, 0, len(f.leases))
+	for _, l := range f.leases {
+		out = append(out, *l)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Fence < out[j].Fence })
+	return out
+}
+
+// Release frees the slots of a lease whose result is in, before the result is recorded; its key stays held until End.
+func (f *Fleet) Release(id job.RunID, fence job.Fence) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if l := f.leases[id]; l != nil && l.Fence == fence && !l.released {
+		l.released = true
+		f.workers[l.Worker].used -= l.SlotCount()
+		f.signal()
+	}
+}
+
+// End closes a lease. Raft is told with the next entry (TakeEnded).
+func (f *Fleet) End(id job.RunID, fence job.Fence) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l := f.leases[id]
+	if l == nil || l.Fence != fence {
+		return false
+	}
+	f.close(l)
+	f.ended = append(f.ended, job.EndedGrant{RunID: id, Fence: fence})
+	return true
+}
+
+func (f *Fleet) close(l *Lease) {
+	delete(f.leases, l.RunID)
+	w := f.workers[l.Worker]
+	delete(w.fences, l.Fence)
+	if !l.released {
+		w.used -= l.SlotCount()
+	}
+	f.forget(w)
+	f.unhold(l.Lane)
+	f.signal()
+}
+
+func (f *Fleet) unhold(lane job.LaneKey) {
+	if k, ok := keyOf(lane); ok {
+		if f.held[k]--; f.held[k] <= 0 {
+			delete(f.held, k)
+		}
+	}
+}
+
+// TakeEnded hands over up to limit ended leases that Raft has not been told of. What could not be told comes back with
+// PutBackEnded.
+func (f *Fleet) TakeEnded(limit int) []job.EndedGrant {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := min(limit, len(f.ended))
+	out := f.ended[:n:n]
+	f.ended = f.ended[n:]
+	return out
+}
+
+// PutBackEnded is for an entry that did not commit, or perhaps did not: ending twice changes nothing.
+func (f *Fleet) PutBackEnded(e []job.EndedGrant) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ended = append(e[:len(e):len(e)], f.ended...)
+}
+
+// Expired answers the leases that ended longer than the grace ago and are in nobody's hand. When more than a fifth of
+// the leases of one node's workers lapse together, and more than a handful, they are extended once instead: a paused
+// gateway is not thousands of dead workers (L4).
+func (f *Fleet) Expired() (expired []Lease, extended int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	const handful = 10
+	now := f.elapsed()
+	total, lapsed := map[string]int{}, map[string][]*Lease{}
+	for _, l := range f.leases {
+		node := f.workers[l.Worker].node
+		total[node]++
+		if _, ok := f.moving[l.RunID]; !ok && now >= l.expiresAt+job.LeaseKillGrace {
+			lapsed[node] = append(lapsed[node], l)
+		}
+	}
+	for node, ls := range lapsed {
+		workers := map[string]bool{}
+		for _, l := range ls {
+			workers[l.Worker] = true
+		}
+		suspicious := len(workers) > handful && len(ls)*5 > total[node]
+		for _, l := range ls {
+			if suspicious && !l.extended {
+				l.extended, l.expiresAt = true, now+job.LeaseTimeout
+				extended++
+				continue
+			}
+			expired = append(expired, *l)
+		}
+	}
+	sort.Slice(expired, func(i, j int) bool { return expired[i].Fence < expired[j].Fence })
+	return expired, extended
+}
+
+// TakeHand takes a run that is not reserved into the hand of a mover, and answers its lease if it has one. It is false
+// when somebody else has it. LetGo gives it back.
+func (f *Fleet) TakeHand(id job.RunID) (l *Lease, ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, taken := f.moving[id]; taken || f.reserved[id] != nil {
+		return nil, false
+	}
+	f.moving[id] = struct{}{}
+	if l := f.leases[id]; l != nil {
+		c := *l
+		return &c, true
+	}
+	return nil, true
+}
+
+// LetGo ends what TakeHand began.
+func (f *Fleet) LetGo(id job.RunID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.moving, id)
+}
+
+// Stop asks for a run to be stopped. With a lease it answers the order for the worker; while a grant is on its way the
+// wish is kept and comes out of Open. Otherwise none of both is true and the caller may move the run.
+func (f *Fleet) Stop(id job.RunID, why job.Reason) (order *job.StopOrder, pending bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if r := f.reserved[id]; r != nil {
+		r.cancel = true
+		return nil, true
+	}
+	l := f.leases[id]
+	if l == nil {
+		return nil, false
+	}
+	l.Stopping = why
+	return &job.StopOrder{Session: l.Session, RunID: id, Fence: l.Fence, Reason: why}, false
+}
+
+// InHand tells whether a run is reserved, leased or moving: then the queue need not know it.
+func (f *Fleet) InHand(id job.RunID) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, moving := f.moving[id]
+	return moving || f.reserved[id] != nil || f.leases[id] != nil
+}
+
+// Held is how many leases hold a concurrency key.
+func (f *Fleet) Held(lane job.LaneKey) int {
+	k, ok := keyOf(lane)
+	if !ok {
+		return 0
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.held[k]
+}
+
+// Workers answers all workers by name.
+func (f *Fleet) Workers() []job.Worker {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := make([]job.Worker, 0, len(f.workers))
+	for _, w := range f.workers {
+		state := f.flag(w.hello.Name)
+		if w.session == "" {
+			state = job.WorkerGone
+		}
+		out = append(out, job.Worker{
+			Name: w.hello.Name, State: state, Node: w.node, Version: w.hello.Version, Labels: w.hello.Labels,
+			Slots: w.hello.Slots, SlotsUsed: w.used, Executors: w.hello.Executors, Handlers: w.hello.Handlers,
+			ConnectedAt: w.connectedAt, LastSeenAt: w.seenAt,
+		})
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	return out
+}
+
+// FlagChanged is called when an operator cordons, drains or uncordons a worker.
+func (f *Fleet) FlagChanged() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.signal()
+}
