@@ -16,20 +16,21 @@ const (
 	AttemptReturned  OutcomeKind = 5 // given back before or during the work, by a worker that shuts down: spends no attempt
 )
 
-// Outcome is what a worker reports of an attempt, or what the leader concludes about one.
+// Outcome is what a worker reports of an attempt, or what the leader concludes about one. The cbor numbers are on the
+// disks of workers, which keep results until they are acknowledged: never renumbered, never reused.
 type Outcome struct {
-	RunID      RunID
-	Fence      Fence
-	Attempt    uint32
-	Worker     string
-	Kind       OutcomeKind
-	Reason     Reason
-	Error      string
-	ExitCode   int32
-	Result     json.RawMessage
-	StartedAt  Instant
-	FinishedAt Instant
-	Permanent  bool // a failure that no retry can mend
+	RunID      RunID           `cbor:"1,keyasint"`
+	Fence      Fence           `cbor:"2,keyasint"`
+	Attempt    uint32          `cbor:"3,keyasint,omitempty"`
+	Worker     string          `cbor:"4,keyasint,omitempty"`
+	Kind       OutcomeKind     `cbor:"5,keyasint"`
+	Reason     Reason          `cbor:"6,keyasint,omitempty"`
+	Error      string          `cbor:"7,keyasint,omitempty"`
+	ExitCode   int32           `cbor:"8,keyasint,omitempty"`
+	Result     json.RawMessage `cbor:"9,keyasint,omitempty"`
+	StartedAt  Instant         `cbor:"10,keyasint,omitempty"`
+	FinishedAt Instant         `cbor:"11,keyasint,omitempty"`
+	Permanent  bool            `cbor:"12,keyasint,omitempty"` // a failure that no retry can mend
 }
 
 // Move is one step of a run after its birth. Only the leader makes moves (S4). A move carries values, never increments,
