@@ -340,27 +340,40 @@ func (f *Fleet) Expired() (expired []Lease, extended int) {
 	return expired, extended
 }
 
-// TakeHand takes a run that is not reserved into the hand of a mover, and answers its lease if it has one. It is false
-// when somebody else has it. LetGo gives it back.
-func (f *Fleet) TakeHand(id job.RunID) (l *Lease, ok bool) {
+// Hand says what TakeHand found.
+type Hand int
+
+const (
+	Taken    Hand = iota // the run is in the caller's hand
+	Moving               // another mover has it, for a moment
+	Reserved             // a grant with a higher fence is on its way
+)
+
+// TakeHand takes a run into the hand of a mover, and answers its lease if it has one. LetGo gives it back.
+func (f *Fleet) TakeHand(id job.RunID) (*Lease, Hand) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if _, taken := f.moving[id]; taken || f.reserved[id] != nil {
-		return nil, false
+	if _, taken := f.moving[id]; taken {
+		return nil, Moving
+	}
+	if f.reserved[id] != nil {
+		return nil, Reserved
 	}
 	f.moving[id] = struct{}{}
 	if l := f.leases[id]; l != nil {
 		c := *l
-		return &c, true
+		return &c, Taken
 	}
-	return nil, true
+	return nil, Taken
 }
 
 // LetGo ends what TakeHand began.
-func (f *Fleet) LetGo(id job.RunID) {
+func (f *Fleet) LetGo(ids ...job.RunID) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	delete(f.moving, id)
+	for _, id := range ids {
+		delete(f.moving, id)
+	}
 }
 
 // Stop asks for a run to be stopped. With a lease it answers the order for the worker; while a grant is on its way the

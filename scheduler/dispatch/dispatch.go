@@ -1,0 +1,362 @@
+// Package dispatch gives work to workers: it pops what can be served, reads it from its home, places it, has Raft record
+// the grants, and only then tells the workers.
+//
+// Crash points. After the pop: the entries are lost with the leader's memory, the runs are still queued in the store, and
+// the next leader loads them. After the grant and before the worker is told: the lease stands in Raft; nobody confirms
+// it, so the worker's next hello omits it or it runs out, and the run goes back to the queue. After the worker was told:
+// the next leader finds the lease and waits for it (L2, L3). No step starts a run twice.
+package dispatch
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/musterhq/muster/job"
+	"github.com/musterhq/muster/scheduler/fleet"
+	"github.com/musterhq/muster/scheduler/specs"
+)
+
+// Store is what the dispatcher reads.
+type Store interface {
+	Load(ctx context.Context, ids []job.RunID) ([]*job.Run, error)
+}
+
+// Queue is where work comes from.
+type Queue interface {
+	Push(ctx context.Context, epoch job.Epoch, entries []job.QueueEntry) (refused []int, err error)
+	Pop(ctx context.Context, epoch job.Epoch, now job.Instant, wants []job.LaneWant) ([]job.QueueEntry, error)
+	Lanes(ctx context.Context, now job.Instant) ([]job.LaneDepth, error)
+}
+
+// Control records grants.
+type Control interface {
+	Grant(ctx context.Context, epoch job.Epoch, grants []job.Grant, ended []job.EndedGrant) (refused []int, err error)
+	Paused(id job.JobID, namespace string) job.Reason
+}
+
+// Gateways reach workers.
+type Gateways interface {
+	Assign(ctx context.Context, deliveries []job.Delivery) []bool
+	Stop(ctx context.Context, orders []job.StopOrder)
+}
+
+// Mover moves runs that turn out not to be startable.
+type Mover interface {
+	Move(ctx context.Context, moves []job.Move) error
+}
+
+// MaxBatch bounds one step: how many runs are popped, placed and granted together.
+const MaxBatch = 1000
+
+// maxEnded bounds the ended leases that ride along in one entry.
+const maxEnded = 5000
+
+// Dispatcher is one term's. Step is called by one goroutine.
+type Dispatcher struct {
+	Epoch    job.Epoch
+	Store    Store
+	Queue    Queue
+	Control  Control
+	Gateways Gateways
+	Mover    Mover
+	Fleet    *fleet.Fleet
+	Specs    *specs.Specs
+	Now      func() job.Instant
+	Logger   *slog.Logger
+
+	sequence uint32
+	limits   map[job.LaneKey]int // of concurrency keys, as the last run seen in the lane had it
+	turn     int                 // which namespace is served first; moves on with each step
+}
+
+// Progress is what one step did.
+type Progress struct {
+	Granted int
+	NextAt  job.Instant // when the first delayed entry is ready; 0 if there is none
+}
+
+// Step dispatches one batch. It is called again at once while it grants something.
+func (d *Dispatcher) Step(ctx context.Context) (Progress, error) {
+	var p Progress
+	now := d.Now()
+	lanes, err := d.Queue.Lanes(ctx, now)
+	if err != nil {
+		return p, err
+	}
+	for _, l := range lanes {
+		if l.NextAt != 0 && (p.NextAt == 0 || l.NextAt < p.NextAt) {
+			p.NextAt = l.NextAt
+		}
+	}
+	wants := d.wants(lanes)
+	if len(wants) == 0 {
+		return p, nil
+	}
+	entries, err := d.Queue.Pop(ctx, d.Epoch, now, wants)
+	if err != nil || len(entries) == 0 {
+		return p, err
+	}
+	candidates, err := d.candidates(ctx, entries, now)
+	if err != nil {
+		d.pushBack(ctx, entries)
+		return p, err
+	}
+	p.Granted, err = d.grant(ctx, candidates, now)
+	return p, err
+}
+
+// wants says how much to pop from which lane: only lanes that can be served (Q2), shares between namespaces first, and
+// within one the lane whose first entry comes first (Q4).
+func (d *Dispatcher) wants(lanes []job.LaneDepth) []job.LaneWant {
+	byNamespace := map[string][]job.LaneDepth{}
+	keys := make([]job.LaneKey, 0, len(lanes))
+	for _, l := range lanes {
+		if l.Ready > 0 && d.Control.Paused(job.JobID{}, l.Lane.Namespace()) == job.NoReason {
+			keys = append(keys, l.Lane)
+		}
+	}
+	if len(keys) == 0 {
+		return nil
+	}
+	capacity, total := d.Fleet.Capacity(keys)
+	room := make(map[job.LaneKey]int, len(keys))
+	for i, k := range keys {
+		n := capacity[i]
+		if k.ConcurrencyKey() != "" {
+			limit, known := d.limits[k]
+			if !known {
+				limit = 1 // one entry tells the limit
+			}
+			n = min(n, limit-d.Fleet.Held(k))
+		}
+		room[k] = n
+	}
+	for _, l := range lanes {
+		if n := min(room[l.Lane], l.Ready); n > 0 {
+			l.Ready = n
+			ns := l.Lane.Namespace()
+			byNamespace[ns] = append(byNamespace[ns], l)
+		}
+	}
+	names := make([]string, 0, len(byNamespace))
+	for ns, ls := range byNamespace {
+		names = append(names, ns)
+		slices.SortFunc(ls, func(a, b job.LaneDepth) int {
+			return cmp.Or(cmp.Compare(a.First, b.First), cmp.Compare(a.Lane, b.Lane))
+		})
+	}
+	slices.Sort(names)
+	left := min(total, MaxBatch)
+	var wants []job.LaneWant
+	for i := range names { // each namespace an equal share of what is left; what one does not use the next may
+		ls := byNamespace[names[(i+d.turn)%len(names)]]
+		share := max(1, left/(len(names)-i))
+		for _, l := range ls {
+			n := min(l.Ready, share, left)
+			if n <= 0 {
+				break
+			}
+			wants = append(wants, job.LaneWant{Lane: l.Lane, Max: n})
+			share, left = share-n, left-n
+		}
+	}
+	d.turn++
+	return wants
+}
+
+// candidates reads what was popped (Q3) and keeps what may start. What must move instead is moved.
+func (d *Dispatcher) candidates(ctx context.Context, entries []job.QueueEntry, now job.Instant) ([]fleet.Candidate, error) {
+	ids := make([]job.RunID, len(entries))
+	for i := range entries {
+		ids[i] = entries[i].RunID
+	}
+	runs, err := d.Store.Load(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]fleet.Candidate, 0, len(runs))
+	var moves []job.Move
+	for _, r := range runs {
+		if r == nil || r.State.Terminal() {
+			continue
+		}
+		if m, ok := NotNow(r, d.Control.Paused(r.JobID, r.Namespace), now); ok {
+			moves = append(moves, m)
+			continue
+		}
+		if !r.Startable(now) {
+			continue
+		}
+		spec, err := d.Specs.Of(ctx, r)
+		switch job.CodeOf(err) {
+		case "":
+		case job.NotFound, job.Internal:
+			moves = append(moves, job.Move{ID: r.ID, State: job.Failed, Reason: job.CannotStart, FinishedAt: now,
+				Error: "the definition of this run is gone"})
+			continue
+		default:
+			return nil, err
+		}
+		c := fleet.Candidate{Run: r, Spec: spec, Lane: r.LaneKey(), Slots: max(1, spec.Slots)}
+		if spec.Concurrency != nil && spec.Concurrency.Key != "" {
+			c.Limit = max(1, spec.Concurrency.Limit)
+			d.setLimit(c.Lane, c.Limit)
+		}
+		out = append(out, c)
+	}
+	if len(moves) > 0 {
+		if err := d.Mover.Move(ctx, moves); err != nil {
+			d.Logger.Warn("moving runs that cannot start", "count", len(moves), "err", err) // the reconciler finds them again
+		}
+	}
+	return out, nil
+}
+
+func (d *Dispatcher) setLimit(lane job.LaneKey, limit int) {
+	const maxLimits = 100_000
+	if d.limits == nil || len(d.limits) >= maxLimits {
+		d.limits = map[job.LaneKey]int{}
+	}
+	d.limits[lane] = limit
+}
+
+// NotNow says how a live run without a lease must move instead of starting, if it must.
+func NotNow(r *job.Run, paused job.Reason, now job.Instant) (job.Move, bool) {
+	m := job.Move{ID: r.ID, FinishedAt: now}
+	switch {
+	case r.CancelAt != 0:
+		m.State, m.Reason = job.Cancelled, job.CancelRequested
+	case r.DeadlineAt != 0 && now >= r.DeadlineAt:
+		m.State, m.Reason = job.Failed, job.DeadlineExceeded
+		m.Error = "the run's deadline passed before it ended"
+	case r.StartBy != 0 && r.Attempt == 0 && now > r.StartBy:
+		m.State, m.Reason = job.Skipped, job.StartDeadline
+	case paused == job.JobPaused && (r.State == job.Queued || r.State == job.Scheduled && r.ReadyAt <= now):
+		m.State, m.Reason, m.FinishedAt = job.Held, job.JobPaused, 0
+	default:
+		return job.Move{}, false
+	}
+	return m, true
+}
+
+// grant places candidates, records the grants and tells the workers.
+func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, now job.Instant) (int, error) {
+	if len(candidates) == 0 {
+		return 0, nil
+	}
+	grants, sessions, seat := d.Fleet.Reserve(candidates, now, d.nextFence)
+	var back []job.QueueEntry
+	placed := make([]fleet.Candidate, 0, len(grants))
+	for i := range candidates {
+		switch {
+		case seat[i] >= 0:
+			placed = append(placed, candidates[i])
+		case seat[i] == -1:
+			back = append(back, candidates[i].Run.Entry())
+		}
+	}
+	d.pushBack(ctx, back)
+	if len(grants) == 0 {
+		return 0, nil
+	}
+	ended := d.Fleet.TakeEnded(maxEnded)
+	refused, err := d.record(ctx, grants, ended)
+	if err != nil {
+		// Unavailable: nothing happened. Anything else ends the term, and the next leader reads the leases from Raft.
+		d.Fleet.PutBackEnded(ended)
+		d.Fleet.Unreserve(grants)
+		d.pushBack(ctx, entriesOf(placed))
+		return 0, err
+	}
+	if len(refused) > 0 {
+		d.Logger.Error("raft holds leases that this term does not know", "count", len(refused))
+		for _, i := range refused {
+			d.Fleet.Unreserve(grants[i : i+1])
+		}
+		grants, sessions, placed = without(grants, refused), without(sessions, refused), without(placed, refused)
+	}
+	leases := make([]fleet.Lease, len(grants))
+	deliveries := make([]job.Delivery, len(grants))
+	for i := range grants {
+		c := &placed[i]
+		leases[i] = fleet.Lease{Grant: grants[i], Session: sessions[i], Run: c.Run, Spec: c.Spec}
+		deliveries[i] = job.Delivery{Session: sessions[i], Assignment: assignment(&grants[i], c)}
+	}
+	stops := d.Fleet.Open(leases)
+	written := d.Gateways.Assign(ctx, deliveries)
+	if len(stops) > 0 {
+		d.Gateways.Stop(ctx, stops)
+	}
+	back = back[:0]
+	for i, ok := range written {
+		if !ok && d.Fleet.End(grants[i].RunID, grants[i].Fence) { // never written, so never started (L3)
+			back = append(back, placed[i].Run.Entry())
+		}
+	}
+	d.pushBack(ctx, back)
+	return len(grants) - len(back), nil
+}
+
+// record commits the grants. An unknown outcome is resolved by repeating: a grant that is there already is the same one.
+func (d *Dispatcher) record(ctx context.Context, grants []job.Grant, ended []job.EndedGrant) ([]int, error) {
+	for {
+		refused, err := d.Control.Grant(ctx, d.Epoch, grants, ended)
+		if job.CodeOf(err) != job.Unknown || ctx.Err() != nil {
+			return refused, err
+		}
+		d.Logger.Warn("repeating grants whose commit is unknown", "count", len(grants), "err", err)
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func (d *Dispatcher) nextFence() job.Fence {
+	d.sequence++
+	return job.MakeFence(d.Epoch, d.sequence)
+}
+
+func (d *Dispatcher) pushBack(ctx context.Context, entries []job.QueueEntry) {
+	if len(entries) == 0 {
+		return
+	}
+	if _, err := d.Queue.Push(ctx, d.Epoch, entries); err != nil && ctx.Err() == nil {
+		d.Logger.Warn("putting runs back into the queue", "count", len(entries), "err", err) // the reconciler finds them
+	}
+}
+
+func entriesOf(cs []fleet.Candidate) []job.QueueEntry {
+	out := make([]job.QueueEntry, len(cs))
+	for i := range cs {
+		out[i] = cs[i].Run.Entry()
+	}
+	return out
+}
+
+func without[T any](s []T, indices []int) []T {
+	out := make([]T, 0, len(s))
+	for i := range s {
+		if !slices.Contains(indices, i) {
+			out = append(out, s[i])
+		}
+	}
+	return out
+}
+
+func assignment(g *job.Grant, c *fleet.Candidate) *job.Assignment {
+	r := c.Run
+	root := r.RootID
+	if root.IsZero() {
+		root = r.ID
+	}
+	return &job.Assignment{
+		RunID: r.ID, RootID: root, Fence: g.Fence, Attempt: g.Attempt, Namespace: r.Namespace, Job: r.Job,
+		JobVersion: r.JobVersion, Task: r.Task, ScheduledAt: r.ScheduledAt, DeadlineAt: r.DeadlineAt, Payload: r.Payload,
+		Labels: r.Labels, Spec: c.Spec,
+	}
+}
