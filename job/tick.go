@@ -14,9 +14,27 @@ type Mark struct {
 	// What the clock needs of the document to decide without reading the store.
 	Overlap       Overlap  `cbor:"8,keyasint,omitempty"`
 	StartDeadline Duration `cbor:"9,keyasint,omitempty"`
+	// Earlier are the versions before this one whose ticks up to their Until had not all been decided when they were
+	// replaced, oldest first. PutSchedule appends the replaced version when At < From; a MarkMove clears them all.
+	Earlier []EarlierVersion `cbor:"10,keyasint,omitempty"`
+	// ResumedAt is when the job, its namespace or the cluster last stopped being paused. Ticks after At up to it are
+	// paused, whoever decides them. Resuming sets it on every mark that it concerns.
+	ResumedAt Instant `cbor:"11,keyasint,omitempty"`
 }
 
-// MarkMove advances one mark. It applies only while the mark is of that version and not past At already.
+// MaxEarlier bounds Mark.Earlier: a job edited more often before the leader looks is refused as Unavailable.
+const MaxEarlier = 16
+
+// EarlierVersion is a replaced version that still owns ticks: those after Mark.At, or after the Until before it, up to Until.
+type EarlierVersion struct {
+	Version       uint64   `cbor:"1,keyasint"`
+	Schedule      []byte   `cbor:"2,keyasint"`
+	Until         Instant  `cbor:"3,keyasint"` // the From of the version after it
+	Overlap       Overlap  `cbor:"4,keyasint,omitempty"`
+	StartDeadline Duration `cbor:"5,keyasint,omitempty"`
+}
+
+// MarkMove advances one mark. It applies only while the mark is of that version and not at or past At already.
 type MarkMove struct {
 	JobID   JobID   `cbor:"1,keyasint"`
 	Version uint64  `cbor:"2,keyasint"`
