@@ -49,3 +49,27 @@ type Clock interface {
 	// Since a moment, on a clock that runs through suspend and never jumps (L4).
 	Elapsed() time.Duration
 }
+
+// Store is what the leader asks of the store; the contract is in package storage.
+type Store interface {
+	Raise(ctx context.Context, epoch job.Epoch) error
+	StoreTicks(ctx context.Context, epoch job.Epoch, ticks []job.Tick) ([]*job.Run, error)
+	Move(ctx context.Context, epoch job.Epoch, moves []job.Move) ([]job.Moved, error)
+	Load(ctx context.Context, ids []job.RunID) ([]*job.Run, error)
+	Live(ctx context.Context, after job.RunID, limit int) ([]*job.Run, error)
+	LiveOfJob(ctx context.Context, id job.JobID, limit int) ([]*job.Run, error)
+	Version(ctx context.Context, id job.JobID, version uint64) (*job.Version, error)
+	Cancel(ctx context.Context, intents []job.CancelIntent) ([]job.Receipt, error)
+	Prune(ctx context.Context, epoch job.Epoch, before job.Instant, limit int) (int, error)
+}
+
+// Queue is what the leader asks of the queue; the contract is in package storage.
+type Queue interface {
+	Raise(ctx context.Context, epoch job.Epoch) error
+	Push(ctx context.Context, epoch job.Epoch, entries []job.QueueEntry) (refused []int, err error)
+	Pop(ctx context.Context, epoch job.Epoch, now job.Instant, wants []job.LaneWant) ([]job.QueueEntry, error)
+	Remove(ctx context.Context, epoch job.Epoch, ids []job.RunID) error
+	Lanes(ctx context.Context, now job.Instant) ([]job.LaneDepth, error)
+	Holds(ctx context.Context, ids []job.RunID) ([]bool, error)
+	Reset(ctx context.Context, epoch job.Epoch) error
+}

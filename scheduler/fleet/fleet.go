@@ -393,6 +393,20 @@ func (f *Fleet) Stop(id job.RunID, why job.Reason) (order *job.StopOrder, pendin
 	return &job.StopOrder{Session: l.Session, RunID: id, Fence: l.Fence, Reason: why}, false
 }
 
+// Stopping answers the stops that attached workers have not answered yet, to be said again.
+func (f *Fleet) Stopping() []job.StopOrder {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var out []job.StopOrder
+	for _, l := range f.leases {
+		if l.Stopping != 0 && !l.released && f.sessions[l.Session] != nil {
+			out = append(out, job.StopOrder{Session: l.Session, RunID: l.RunID, Fence: l.Fence, Reason: l.Stopping})
+		}
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Fence < out[j].Fence })
+	return out
+}
+
 // InHand tells whether a run is reserved, leased or moving: then the queue need not know it.
 func (f *Fleet) InHand(id job.RunID) bool {
 	f.mu.Lock()

@@ -1,0 +1,437 @@
+// Package clock decides ticks while this node leads: it keeps a heap of (next time, job), sleeps until the top, and
+// commits one Raft entry per due batch with each tick's disposition, which moves the marks (L6). Ledger rows and runs
+// follow in the store, by derived ids; a later entry tells Raft that the store has them.
+//
+// Crash points. Before the entry commits: nothing was decided, the next leader decides. After it and before the store:
+// the decisions stand in Raft as unstored, and the next leader stores them first. After the store and before the
+// acknowledgement: they are stored again, which changes nothing. After the store and before the queue: the runs are
+// queued in the store, and the reconciler finds them.
+package clock
+
+import (
+	"container/heap"
+	"context"
+	"encoding/json"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/musterhq/muster/job"
+	"github.com/musterhq/muster/job/timetable"
+	"github.com/musterhq/muster/scheduler/overlap"
+)
+
+// Control is the part of the Raft state that ticks live in.
+type Control interface {
+	Decide(ctx context.Context, epoch job.Epoch, ticks []job.Tick, marks []job.MarkMove, stored []job.TickKey) (recorded []job.Tick, err error)
+	Marks() []job.Mark
+	Mark(id job.JobID) (job.Mark, bool)
+	Unstored() []job.Tick
+	TakeScheduleChanges() []job.JobID
+	ScheduleChanges() <-chan struct{}
+	Paused(id job.JobID, namespace string) job.Reason
+}
+
+// Store takes decided ticks.
+type Store interface {
+	StoreTicks(ctx context.Context, epoch job.Epoch, ticks []job.Tick) ([]*job.Run, error)
+}
+
+const (
+	// maxJobs and maxTicks bound one entry.
+	maxJobs  = 1000
+	maxTicks = 5000
+	// maxUnstored stops deciding while the store takes nothing: ticks stay due, and Raft does not grow (D6).
+	maxUnstored = 20_000
+	// pausedEvery is how often a paused job's ticks are decided, as one range.
+	pausedEvery = 10 * time.Minute
+	// longestSleep bounds a sleep, so that a wall clock that was set is noticed.
+	longestSleep = time.Second
+)
+
+// Clock is one term's. Run and Step are for one goroutine.
+type Clock struct {
+	Epoch   job.Epoch
+	Control Control
+	Store   Store
+	Overlap *overlap.Tracker
+	Now     func() job.Instant
+	Logger  *slog.Logger
+	// Born is told of runs that came into being.
+	Born func([]*job.Run)
+	// Replace cancels runs in favour of a later tick of their job (overlap: replace).
+	Replace func(ctx context.Context, ids []job.RunID) error
+	// Decided counts ticks; may be nil.
+	Decided func(d job.Disposition, r job.Reason, n int)
+
+	jobs map[job.JobID]*entry
+	due  byNext
+	read map[string]*timetable.Timetable // by the schedule's text: many jobs share one
+
+	mu       sync.Mutex
+	unstored []job.Tick
+	stored   []job.TickKey
+	toStore  chan struct{}
+}
+
+type entry struct {
+	mark  job.Mark
+	table *timetable.Timetable
+	next  job.Instant
+	index int // in the heap; -1: not in it
+}
+
+// Load reads all marks, and the decisions that no store has. It is called once, before Run.
+func (c *Clock) Load() {
+	c.toStore = make(chan struct{}, 1)
+	c.read = map[string]*timetable.Timetable{}
+	c.Control.TakeScheduleChanges() // all of it is read now
+	marks := c.Control.Marks()
+	c.jobs = make(map[job.JobID]*entry, len(marks))
+	c.due = make(byNext, 0, len(marks))
+	for i := range marks {
+		c.put(marks[i])
+	}
+	c.mu.Lock()
+	c.unstored = c.Control.Unstored()
+	c.mu.Unlock()
+}
+
+// put brings an entry up to a mark.
+func (c *Clock) put(m job.Mark) {
+	e := c.jobs[m.JobID]
+	if e == nil {
+		e = &entry{index: -1}
+		c.jobs[m.JobID] = e
+	}
+	table, err := c.parse(m.Schedule)
+	if err != nil {
+		// What was validated when it came in cannot fail; if it does, one job stops, never the leader (D5).
+		c.Logger.Error("a stored schedule cannot be read; its job does not tick", "namespace", m.Namespace, "job", m.Job, "version", m.Version, "err", err)
+		c.drop(m.JobID)
+		return
+	}
+	e.mark, e.table = m, table
+	c.arm(e)
+}
+
+func (c *Clock) parse(text []byte) (*timetable.Timetable, error) {
+	if t := c.read[string(text)]; t != nil {
+		return t, nil
+	}
+	var s job.Schedule
+	if err := json.Unmarshal(text, &s); err != nil {
+		return nil, err
+	}
+	t, err := timetable.Parse(s)
+	if err != nil {
+		return nil, err
+	}
+	if len(c.read) > 2*len(c.jobs)+1000 {
+		clear(c.read) // mostly schedules that no job has any longer
+	}
+	c.read[string(text)] = t
+	return t, nil
+}
+
+// arm puts the entry where its next decision belongs.
+func (c *Clock) arm(e *entry) {
+	e.next = 0
+	switch next, ok := e.table.Next(e.mark.At.Time()); {
+	case len(e.mark.Earlier) > 0:
+		e.next = e.mark.From
+	case ok:
+		e.next = job.At(next)
+		if c.Control.Paused(e.mark.JobID, e.mark.Namespace) != job.NoReason {
+			e.next = max(e.next, e.mark.At.Add(pausedEvery))
+		}
+	}
+	switch {
+	case e.next == 0 && e.index >= 0:
+		heap.Remove(&c.due, e.index)
+	case e.next == 0:
+	case e.index >= 0:
+		heap.Fix(&c.due, e.index)
+	default:
+		heap.Push(&c.due, e)
+	}
+}
+
+func (c *Clock) drop(id job.JobID) {
+	if e := c.jobs[id]; e != nil {
+		if e.index >= 0 {
+			heap.Remove(&c.due, e.index)
+		}
+		delete(c.jobs, id)
+		c.Overlap.Forget(id)
+	}
+}
+
+func (c *Clock) refresh() {
+	for _, id := range c.Control.TakeScheduleChanges() {
+		if m, ok := c.Control.Mark(id); ok {
+			c.put(m)
+		} else {
+			c.drop(id)
+		}
+	}
+}
+
+// Next is when the first job is due; 0 if none is.
+func (c *Clock) Next() job.Instant {
+	if len(c.due) == 0 {
+		return 0
+	}
+	return c.due[0].next
+}
+
+// Jobs is how many schedules the clock holds.
+func (c *Clock) Jobs() int { return len(c.jobs) }
+
+// Run decides ticks until ctx ends or a newer epoch fences this one. RunStore runs beside it.
+func (c *Clock) Run(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		n, err := c.Step(ctx)
+		if err != nil {
+			if job.CodeOf(err) == job.Fenced || ctx.Err() != nil {
+				return err
+			}
+			c.Logger.Warn("deciding ticks is retried", "err", err)
+			n = 0
+		}
+		wait := longestSleep
+		switch next := c.Next(); {
+		case err != nil:
+			wait = 100 * time.Millisecond
+		case n > 0:
+			wait = 0
+		case next != 0:
+			wait = min(wait, max(0, next.Sub(c.Now())))
+		}
+		if c.backlogged() {
+			wait = max(wait, 50*time.Millisecond)
+		}
+		timer.Reset(wait)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-timer.C:
+		case <-c.Control.ScheduleChanges():
+		}
+	}
+}
+
+func (c *Clock) backlogged() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.unstored) >= maxUnstored
+}
+
+// Step decides what is due, one entry's worth, and tells how many jobs it looked at.
+func (c *Clock) Step(ctx context.Context) (int, error) {
+	c.refresh()
+	now := c.Now()
+	if c.backlogged() {
+		return 0, nil
+	}
+	var ticks []job.Tick
+	var marks []job.MarkMove
+	var replaced []job.RunID
+	var batch []*entry
+	for len(c.due) > 0 && c.due[0].next <= now && len(batch) < maxJobs && len(ticks) < maxTicks {
+		e := heap.Pop(&c.due).(*entry)
+		batch = append(batch, e)
+		decided, replace, err := c.decide(ctx, e, now)
+		if err != nil {
+			c.restore(batch)
+			return 0, err // overlap cannot be known: the ticks stay due
+		}
+		ticks = append(ticks, decided...)
+		replaced = append(replaced, replace...)
+		marks = append(marks, job.MarkMove{JobID: e.mark.JobID, Version: e.mark.Version, At: now})
+	}
+	stored := c.takeStored()
+	if len(batch) == 0 && len(stored) < maxTicks {
+		c.putBackStored(stored) // they ride along with the next decisions
+		return 0, nil
+	}
+	recorded, err := c.Control.Decide(ctx, c.Epoch, ticks, marks, stored)
+	if err != nil {
+		c.putBackStored(stored)
+		if job.CodeOf(err) == job.Unknown {
+			c.reload(batch)
+		} else {
+			c.restore(batch)
+		}
+		return 0, err
+	}
+	for _, e := range batch {
+		// What Raft has is the truth: the mark may be another version's by now.
+		if m, ok := c.Control.Mark(e.mark.JobID); ok {
+			c.put(m)
+		} else {
+			c.drop(e.mark.JobID)
+		}
+	}
+	c.note(recorded)
+	if len(replaced) > 0 {
+		if err := c.Replace(ctx, replaced); err != nil {
+			c.Logger.Warn("cancelling replaced runs", "count", len(replaced), "err", err) // their successors wait for them
+		}
+	}
+	return len(batch), nil
+}
+
+// note remembers what was recorded: it counts for overlap from this moment, and is to be stored.
+func (c *Clock) note(recorded []job.Tick) {
+	var born []*job.Run
+	for i := range recorded {
+		t := &recorded[i]
+		if c.Decided != nil {
+			c.Decided(t.Disposition, t.Reason, t.Ticks())
+		}
+		if t.Disposition != job.TickRun {
+			continue
+		}
+		r := &job.Run{ID: t.RunID(), JobID: t.JobID, Trigger: job.ByTick, State: job.Queued}
+		if t.Waiting {
+			r.State, r.Reason = job.Waiting, job.OverlapQueued
+		}
+		born = append(born, r)
+	}
+	c.Overlap.Born(born)
+	c.mu.Lock()
+	c.unstored = append(c.unstored, recorded...)
+	c.mu.Unlock()
+	select {
+	case c.toStore <- struct{}{}:
+	default:
+	}
+}
+
+// restore makes entries due again after a decision that did not happen.
+func (c *Clock) restore(batch []*entry) {
+	for _, e := range batch {
+		if c.jobs[e.mark.JobID] == e {
+			c.arm(e)
+		}
+	}
+}
+
+// reload finds out what a decision of unknown outcome did.
+func (c *Clock) reload(batch []*entry) {
+	for _, e := range batch {
+		if m, ok := c.Control.Mark(e.mark.JobID); ok {
+			c.put(m)
+		}
+	}
+	known := map[job.TickKey]bool{}
+	c.mu.Lock()
+	for i := range c.unstored {
+		known[c.unstored[i].Key()] = true
+	}
+	for _, k := range c.stored {
+		known[k] = true
+	}
+	c.mu.Unlock()
+	var more []job.Tick
+	for _, t := range c.Control.Unstored() {
+		if !known[t.Key()] {
+			more = append(more, t)
+		}
+	}
+	c.note(more)
+}
+
+// RunStore stores decided ticks until ctx ends or a newer epoch fences this one.
+func (c *Clock) RunStore(ctx context.Context) error {
+	for {
+		n, err := c.StepStore(ctx)
+		switch {
+		case job.CodeOf(err) == job.Fenced || err != nil && ctx.Err() != nil:
+			return err
+		case err != nil:
+			c.Logger.Warn("storing ticks is retried", "err", err)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(200 * time.Millisecond):
+			}
+		case n == 0:
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-c.toStore:
+			}
+		}
+	}
+}
+
+// StepStore stores one batch of decided ticks and tells how many.
+func (c *Clock) StepStore(ctx context.Context) (int, error) {
+	c.mu.Lock()
+	batch := c.unstored[:min(len(c.unstored), maxTicks)]
+	c.mu.Unlock()
+	if len(batch) == 0 {
+		return 0, nil
+	}
+	runs, err := c.Store.StoreTicks(ctx, c.Epoch, batch)
+	if err != nil {
+		return 0, err
+	}
+	c.mu.Lock()
+	for i := range batch {
+		c.stored = append(c.stored, batch[i].Key())
+	}
+	if c.unstored = c.unstored[len(batch):]; len(c.unstored) == 0 {
+		c.unstored = nil
+	}
+	c.mu.Unlock()
+	born := runs[:0:0]
+	for _, r := range runs {
+		if r != nil {
+			born = append(born, r)
+		}
+	}
+	c.Born(born)
+	return len(batch), nil
+}
+
+// Settled tells whether every decision is in the store.
+func (c *Clock) Settled() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.unstored) == 0
+}
+
+func (c *Clock) takeStored() []job.TickKey {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := min(len(c.stored), 2*maxTicks)
+	out := c.stored[:n:n]
+	c.stored = c.stored[n:]
+	return out
+}
+
+func (c *Clock) putBackStored(keys []job.TickKey) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stored = append(keys, c.stored...)
+}
+
+type byNext []*entry
+
+func (h byNext) Len() int           { return len(h) }
+func (h byNext) Less(i, j int) bool { return h[i].next < h[j].next }
+func (h byNext) Swap(i, j int)      { h[i], h[j] = h[j], h[i]; h[i].index, h[j].index = i, j }
+func (h *byNext) Push(x any)        { e := x.(*entry); e.index = len(*h); *h = append(*h, e) }
+func (h *byNext) Pop() any {
+	old := *h
+	e := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	e.index = -1
+	return e
+}

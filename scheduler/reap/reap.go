@@ -1,0 +1,85 @@
+// Package reap ends what its holder no longer will: leases that ran out, stops that were not obeyed yet, and ended leases
+// that no grant carried to Raft. A rumour never reaps: only time does (design section 1).
+package reap
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/musterhq/muster/job"
+	"github.com/musterhq/muster/scheduler/fleet"
+)
+
+// Every is how often the reaper looks. A lease is 30 s and its grace 10 s, so a second more does not matter.
+const Every = time.Second
+
+// maxEnded bounds the ended leases of one entry.
+const maxEnded = 10_000
+
+// Control is told which leases ended.
+type Control interface {
+	Grant(ctx context.Context, epoch job.Epoch, grants []job.Grant, ended []job.EndedGrant) (refused []int, err error)
+}
+
+// Gateways are reminded of stops.
+type Gateways interface {
+	Stop(ctx context.Context, orders []job.StopOrder)
+}
+
+// Reaper is one term's.
+type Reaper struct {
+	Epoch    job.Epoch
+	Fleet    *fleet.Fleet
+	Control  Control
+	Gateways Gateways
+	Report   func(session job.SessionID, outcomes []job.Outcome) // the settler's
+	Logger   *slog.Logger
+}
+
+// Run reaps until ctx ends or a newer epoch fences this one.
+func (r *Reaper) Run(ctx context.Context) error {
+	t := time.NewTicker(Every)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		if err := r.Step(ctx); job.CodeOf(err) == job.Fenced {
+			return err
+		} else if err != nil && ctx.Err() == nil {
+			r.Logger.Warn("telling raft of ended leases is retried", "err", err)
+		}
+	}
+}
+
+// Step looks once.
+func (r *Reaper) Step(ctx context.Context) error {
+	expired, extended := r.Fleet.Expired()
+	if extended > 0 {
+		r.Logger.Warn("many leases of one node lapsed together: its gateway is suspected, they are extended once", "count", extended)
+	}
+	outcomes := make([]job.Outcome, len(expired))
+	for i, l := range expired {
+		outcomes[i] = job.Outcome{RunID: l.RunID, Fence: l.Fence, Attempt: l.Attempt, Worker: l.Worker, StartedAt: l.StartedAt,
+			Kind: job.AttemptLost, Reason: job.WorkerLost, Error: "the worker was not heard of until the lease ended"}
+	}
+	if len(outcomes) > 0 {
+		r.Logger.Info("leases ran out", "count", len(outcomes))
+		r.Report("", outcomes)
+	}
+	if orders := r.Fleet.Stopping(); len(orders) > 0 {
+		r.Gateways.Stop(ctx, orders)
+	}
+	ended := r.Fleet.TakeEnded(maxEnded)
+	if len(ended) == 0 {
+		return nil
+	}
+	if _, err := r.Control.Grant(ctx, r.Epoch, nil, ended); err != nil {
+		r.Fleet.PutBackEnded(ended)
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,314 @@
+package scheduler
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/musterhq/muster/job"
+	"github.com/musterhq/muster/scheduler/clock"
+	"github.com/musterhq/muster/scheduler/dispatch"
+	"github.com/musterhq/muster/scheduler/fleet"
+	"github.com/musterhq/muster/scheduler/overlap"
+	"github.com/musterhq/muster/scheduler/reap"
+	"github.com/musterhq/muster/scheduler/reconcile"
+	"github.com/musterhq/muster/scheduler/settle"
+	"github.com/musterhq/muster/scheduler/specs"
+)
+
+// Config is what a term works with. All fields but Metrics are required.
+type Config struct {
+	Control  Control
+	Store    Store
+	Queue    Queue
+	Gateways Gateways
+	Clock    Clock
+	Jitter   func() float64 // in [0,1)
+	Logger   *slog.Logger
+	History  time.Duration // how long terminal runs are kept; 0: 30 days
+	Metrics  *Metrics      // nil: none
+}
+
+// Term is one reign of this node. It is good for one Run.
+type Term struct {
+	Config
+	epoch job.Epoch
+	wake  chan struct{}
+
+	fleet      *fleet.Fleet
+	specs      *specs.Specs
+	overlap    *overlap.Tracker
+	clock      *clock.Clock
+	dispatcher *dispatch.Dispatcher
+	settler    *settle.Settler
+	reaper     *reap.Reaper
+	reconciler *reconcile.Reconciler
+}
+
+// DefaultHistory is how long terminal runs are kept.
+const DefaultHistory = 30 * 24 * time.Hour
+
+// Begin raises the epoch everywhere (L1), takes the leases over from Raft (L2), and stores what an earlier leader decided
+// and could not store. Raft's log must be applied up to the start of the reign. The term does nothing until Run.
+func Begin(ctx context.Context, c Config) (*Term, error) {
+	if c.History == 0 {
+		c.History = DefaultHistory
+	}
+	if c.Metrics == nil {
+		c.Metrics = &Metrics{}
+	}
+	epoch, err := c.Control.RaiseEpoch(ctx, 0)
+	if err != nil {
+		return nil, fmt.Errorf("raise the epoch in raft: %w", err)
+	}
+	if err := c.Store.Raise(ctx, epoch); err != nil {
+		return nil, fmt.Errorf("raise the epoch in the store: %w", err)
+	}
+	if err := c.Queue.Raise(ctx, epoch); err != nil {
+		return nil, fmt.Errorf("raise the epoch in the queue: %w", err)
+	}
+	if err := c.Queue.Reset(ctx, epoch); err != nil {
+		return nil, fmt.Errorf("empty the queue: %w", err)
+	}
+	t := &Term{Config: c, epoch: epoch, wake: make(chan struct{}, 1)}
+	now := func() job.Instant { return job.At(c.Clock.Now()) }
+	t.fleet = fleet.New(now, c.Clock.Elapsed, c.Control.WorkerFlag)
+	t.fleet.Resume(c.Control.Grants())
+	t.specs = specs.New(c.Store)
+	t.overlap = overlap.New(c.Store)
+	t.settler = &settle.Settler{Epoch: epoch, Store: c.Store, Queue: c.Queue, Gateways: c.Gateways, Fleet: t.fleet, Specs: t.specs,
+		Overlap: t.overlap, Now: now, Jitter: c.Jitter, Logger: c.Logger, Wake: t.Wake,
+		Metrics: settle.Metrics{Settled: c.Metrics.settled, Refused: c.Metrics.refused}}
+	t.settler.Init()
+	t.dispatcher = &dispatch.Dispatcher{Epoch: epoch, Store: c.Store, Queue: c.Queue, Control: c.Control, Gateways: c.Gateways,
+		Mover: t.settler, Fleet: t.fleet, Specs: t.specs, Now: now, Logger: c.Logger}
+	t.clock = &clock.Clock{Epoch: epoch, Control: c.Control, Store: c.Store, Overlap: t.overlap, Now: now, Logger: c.Logger,
+		Born: t.Born, Replace: t.replace, Decided: c.Metrics.decided}
+	t.reaper = &reap.Reaper{Epoch: epoch, Fleet: t.fleet, Control: c.Control, Gateways: c.Gateways, Report: t.settler.Report, Logger: c.Logger}
+	t.reconciler = &reconcile.Reconciler{Epoch: epoch, Store: c.Store, Queue: c.Queue, Control: c.Control, Mover: t.settler,
+		Fleet: t.fleet, Now: now, Logger: c.Logger, Wake: t.Wake, Stop: t.stop, Mended: c.Metrics.mended}
+	t.reconciler.Init()
+	t.clock.Load()
+	for !t.clock.Settled() {
+		if _, err := t.clock.StepStore(ctx); err != nil {
+			return nil, fmt.Errorf("store the ticks that an earlier leader decided: %w", err)
+		}
+	}
+	return t, nil
+}
+
+// Epoch is the term's.
+func (t *Term) Epoch() job.Epoch { return t.epoch }
+
+// Run works until ctx ends, or until a newer epoch fences this one, which is an error. When it returns, all of the term's
+// work has wholly ended.
+func (t *Term) Run(ctx context.Context) error {
+	t.Logger.Info("this node leads", "epoch", t.epoch, "schedules", t.clock.Jobs(), "leases", len(t.fleet.Leases()))
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return t.clock.Run(ctx) })
+	g.Go(func() error { return t.clock.RunStore(ctx) })
+	g.Go(func() error { return t.dispatch(ctx) })
+	g.Go(func() error { return t.settler.Run(ctx) })
+	g.Go(func() error { return t.reaper.Run(ctx) })
+	g.Go(func() error { return t.reconciler.Run(ctx) })
+	g.Go(func() error { return t.prune(ctx) })
+	g.Go(func() error { <-ctx.Done(); t.settler.Stop(); return nil })
+	err := g.Wait()
+	t.Logger.Info("this node no longer leads", "epoch", t.epoch, "err", err)
+	return err
+}
+
+// Wake tells the dispatcher that something may be startable.
+func (t *Term) Wake() {
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
+}
+
+// idleWake bounds the dispatcher's sleep: the reconciler finds what no signal told.
+const idleWake = 5 * time.Second
+
+func (t *Term) dispatch(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		p, err := t.dispatcher.Step(ctx)
+		wait := idleWake
+		switch {
+		case job.CodeOf(err) == job.Fenced || err != nil && ctx.Err() != nil:
+			return err
+		case err != nil:
+			t.Logger.Warn("dispatching is retried", "err", err)
+			wait = 100 * time.Millisecond
+		case p.Granted > 0:
+			t.Metrics.granted(p.Granted)
+			continue
+		case p.NextAt != 0:
+			wait = min(wait, max(time.Millisecond, p.NextAt.Sub(job.At(t.Clock.Now()))))
+		}
+		timer.Reset(wait)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.wake:
+		case <-t.fleet.Freed():
+		case <-timer.C:
+		}
+	}
+}
+
+// prune drops history. It is the janitor of L10.
+func (t *Term) prune(ctx context.Context) error {
+	const limit = 5000
+	tick := time.NewTicker(2 * time.Second)
+	defer tick.Stop()
+	for {
+		n, err := t.Store.Prune(ctx, t.epoch, job.At(t.Clock.Now().Add(-t.History)), limit)
+		switch {
+		case job.CodeOf(err) == job.Fenced || err != nil && ctx.Err() != nil:
+			return err
+		case err != nil:
+			t.Logger.Warn("dropping history is retried", "err", err)
+		case n >= limit:
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// Born is the hint that runs were stored (Q1). It may be lost: the reconciler finds them.
+func (t *Term) Born(runs []*job.Run) {
+	entries := make([]job.QueueEntry, 0, len(runs))
+	horizon := job.At(t.Clock.Now()).Add(reconcile.Ahead)
+	for _, r := range runs {
+		if r.State == job.Queued || r.State == job.Scheduled && r.ReadyAt <= horizon {
+			entries = append(entries, r.Entry())
+		}
+	}
+	if len(entries) == 0 {
+		return
+	}
+	if _, err := t.Queue.Push(context.Background(), t.epoch, entries); err != nil {
+		t.Logger.Debug("a hint was lost", "count", len(entries), "err", err)
+		return
+	}
+	t.Wake()
+}
+
+// CancelRequested is the hint that cancel intents were stored (L9).
+func (t *Term) CancelRequested(ctx context.Context, ids []job.RunID) {
+	for _, id := range ids {
+		t.stop(ctx, id, job.CancelRequested)
+	}
+}
+
+// stop stops a run by what it is in: a lease is told to its worker, anything else is moved.
+func (t *Term) stop(ctx context.Context, id job.RunID, why job.Reason) {
+	order, pending := t.fleet.Stop(id, why)
+	switch {
+	case order != nil:
+		t.Gateways.Stop(ctx, []job.StopOrder{*order})
+	case pending:
+	default:
+		if err := t.Queue.Remove(ctx, t.epoch, []job.RunID{id}); err != nil {
+			t.Logger.Debug("taking a cancelled run out of the queue", "run_id", id, "err", err) // it is dropped when popped (Q3)
+		}
+		m := job.Move{ID: id, State: job.Cancelled, Reason: why, FinishedAt: job.At(t.Clock.Now())}
+		if err := t.settler.Move(ctx, []job.Move{m}); err != nil {
+			t.Logger.Warn("cancelling is left to the reconciler", "run_id", id, "err", err)
+		}
+	}
+}
+
+// replace cancels runs in favour of a later tick of their job.
+func (t *Term) replace(ctx context.Context, ids []job.RunID) error {
+	now := job.At(t.Clock.Now())
+	intents := make([]job.CancelIntent, len(ids))
+	for i, id := range ids {
+		intents[i] = job.CancelIntent{ID: id, At: now}
+	}
+	if _, err := t.Store.Cancel(ctx, intents); err != nil {
+		return err
+	}
+	for _, id := range ids {
+		t.stop(ctx, id, job.OverlapReplaced)
+	}
+	return nil
+}
+
+// ScheduleChanged makes the term look again at what pauses held.
+func (t *Term) ScheduleChanged() {
+	t.reconciler.Kick()
+	t.Wake()
+}
+
+// WorkerFlagged makes the term look again at who takes work.
+func (t *Term) WorkerFlagged() { t.fleet.FlagChanged() }
+
+// What gateways tell the leader.
+
+// Attach takes a worker's hello. It answers the attempts that the worker must stop.
+func (t *Term) Attach(ctx context.Context, session job.SessionID, node string, h job.WorkerHello) ([]job.Fence, error) {
+	a, err := t.fleet.Attach(session, node, h)
+	if err != nil {
+		return nil, err
+	}
+	t.Logger.Info("worker attached", "worker", h.Name, "node", node, "running", len(h.Running), "lost", len(a.Lost), "never_began", len(a.NeverBegan))
+	if len(a.Stopping) > 0 {
+		t.Gateways.Stop(ctx, a.Stopping)
+	}
+	if len(a.Lost) > 0 {
+		t.settler.Report("", a.Lost)
+	}
+	ids := make([]job.RunID, 0, len(a.NeverBegan))
+	for _, l := range a.NeverBegan {
+		if t.fleet.End(l.RunID, l.Fence) {
+			ids = append(ids, l.RunID)
+		}
+	}
+	if len(ids) > 0 {
+		runs, err := t.Store.Load(ctx, ids)
+		if err != nil {
+			t.Logger.Warn("runs that never reached their worker are left to the reconciler", "count", len(ids), "err", err)
+			return a.Stop, nil
+		}
+		live := runs[:0:0]
+		for _, r := range runs {
+			if r != nil {
+				live = append(live, r)
+			}
+		}
+		t.Born(live)
+	}
+	return a.Stop, nil
+}
+
+// Detach tells that a session is gone. It moves nothing: leases do.
+func (t *Term) Detach(session job.SessionID) { t.fleet.Detach(session) }
+
+// Heartbeat renews leases, and answers those that the worker has no right to.
+func (t *Term) Heartbeat(session job.SessionID, running []job.Fence) []job.Fence {
+	return t.fleet.Heartbeat(session, running)
+}
+
+// Started tells when attempts began.
+func (t *Term) Started(_ job.SessionID, s []job.Started) { t.fleet.Started(s) }
+
+// Finished brings results. It blocks while the settler has too many to do.
+func (t *Term) Finished(session job.SessionID, outcomes []job.Outcome) {
+	t.settler.Report(session, outcomes)
+}
+
+// Workers answers the workers that the term knows.
+func (t *Term) Workers() []job.Worker { return t.fleet.Workers() }
+
+// Lease answers a run's lease.
+func (t *Term) Lease(id job.RunID) (fleet.Lease, bool) { return t.fleet.Lease(id) }
