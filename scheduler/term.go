@@ -143,7 +143,11 @@ func (t *Term) dispatch(ctx context.Context) error {
 			return err
 		case err != nil:
 			t.Logger.Warn("dispatching is retried", "err", err)
-			wait = 100 * time.Millisecond
+			pause(ctx, 100*time.Millisecond)
+			continue
+		case p.Undeliverable > 0:
+			pause(ctx, 20*time.Millisecond) // the gateway is about to say that the session is gone
+			continue
 		case p.Granted > 0:
 			t.Metrics.granted(p.Granted)
 			continue
@@ -158,6 +162,13 @@ func (t *Term) dispatch(ctx context.Context) error {
 		case <-t.fleet.Freed():
 		case <-timer.C:
 		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
 }
 

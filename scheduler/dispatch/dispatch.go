@@ -74,8 +74,9 @@ type Dispatcher struct {
 
 // Progress is what one step did.
 type Progress struct {
-	Granted int
-	NextAt  job.Instant // when the first delayed entry is ready; 0 if there is none
+	Granted       int
+	Undeliverable int         // granted, but never written to the worker's stream: back in the queue
+	NextAt        job.Instant // when the first delayed entry is ready; 0 if there is none
 }
 
 // Step dispatches one batch. It is called again at once while it grants something.
@@ -104,7 +105,7 @@ func (d *Dispatcher) Step(ctx context.Context) (Progress, error) {
 		d.pushBack(ctx, entries)
 		return p, err
 	}
-	p.Granted, err = d.grant(ctx, candidates, now)
+	p.Granted, p.Undeliverable, err = d.grant(ctx, candidates, now)
 	return p, err
 }
 
@@ -243,9 +244,9 @@ func NotNow(r *job.Run, paused job.Reason, now job.Instant) (job.Move, bool) {
 }
 
 // grant places candidates, records the grants and tells the workers.
-func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, now job.Instant) (int, error) {
+func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, now job.Instant) (granted, undeliverable int, err error) {
 	if len(candidates) == 0 {
-		return 0, nil
+		return 0, 0, nil
 	}
 	grants, sessions, seat := d.Fleet.Reserve(candidates, now, d.nextFence)
 	var back []job.QueueEntry
@@ -260,7 +261,7 @@ func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, no
 	}
 	d.pushBack(ctx, back)
 	if len(grants) == 0 {
-		return 0, nil
+		return 0, 0, nil
 	}
 	ended := d.Fleet.TakeEnded(maxEnded)
 	refused, err := d.record(ctx, grants, ended)
@@ -269,7 +270,7 @@ func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, no
 		d.Fleet.PutBackEnded(ended)
 		d.Fleet.Unreserve(grants)
 		d.pushBack(ctx, entriesOf(placed))
-		return 0, err
+		return 0, 0, err
 	}
 	if len(refused) > 0 {
 		d.Logger.Error("raft holds leases that this term does not know", "count", len(refused))
@@ -297,7 +298,7 @@ func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, no
 		}
 	}
 	d.pushBack(ctx, back)
-	return len(grants) - len(back), nil
+	return len(grants) - len(back), len(back), nil
 }
 
 // record commits the grants. An unknown outcome is resolved by repeating: a grant that is there already is the same one.
