@@ -1,0 +1,237 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+
+	"github.com/musterhq/muster/job"
+)
+
+// route is what one endpoint declares for people.
+type route struct {
+	endpoint
+	tag, summary, notes string
+	body                any      // a value of the body's type; nil: none
+	bodyTypes           []string // media types of the body; nil: JSON
+	answers             []answer // what success looks like; the first is the usual one
+	hidden              bool     // not in the document
+}
+
+// answer is one way in which an operation succeeds.
+type answer struct {
+	status int
+	when   string
+	body   any    // a value of the body's type; nil: none
+	media  string // "": JSON
+}
+
+// reply is what huma sees of an answer: nothing. Handlers write their own, through request.
+type reply struct{ Body func(huma.Context) }
+
+var answered = &reply{Body: func(huma.Context) {}}
+
+func newHuma(a *API, rt *router) huma.API {
+	schemas := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
+	for t, alias := range map[reflect.Type]reflect.Type{
+		reflect.TypeFor[job.Instant]():     reflect.TypeFor[instantSchema](),
+		reflect.TypeFor[job.Duration]():    reflect.TypeFor[durationSchema](),
+		reflect.TypeFor[job.RunID]():       reflect.TypeFor[idSchema](),
+		reflect.TypeFor[job.JobID]():       reflect.TypeFor[idSchema](),
+		reflect.TypeFor[job.State]():       reflect.TypeFor[stateSchema](),
+		reflect.TypeFor[job.Home]():        reflect.TypeFor[homeSchema](),
+		reflect.TypeFor[job.Trigger]():     reflect.TypeFor[triggerSchema](),
+		reflect.TypeFor[job.Disposition](): reflect.TypeFor[dispositionSchema](),
+		reflect.TypeFor[job.CatchUp]():     reflect.TypeFor[catchUpSchema](),
+	} {
+		schemas.RegisterTypeAlias(t, alias)
+	}
+	version := a.Version
+	if version == "" {
+		version = "dev"
+	}
+	return humago.New(rt, huma.Config{OpenAPI: &huma.OpenAPI{
+		OpenAPI: "3.1.0",
+		Info: &huma.Info{
+			Title: "Muster", Version: version,
+			Description: "A distributed job scheduler. Any node answers. Times are RFC 3339 in UTC; refusals are problem documents (RFC 9457) " +
+				"whose `code` says what a caller can do; lists take `limit` and `cursor` and answer `next_cursor` while there is more.",
+			License: &huma.License{Name: "Apache-2.0"},
+		},
+		Components: &huma.Components{
+			Schemas: schemas,
+			SecuritySchemes: map[string]*huma.SecurityScheme{
+				"token": {Type: "http", Scheme: "bearer", Description: "an API key; `muster dev` needs none"},
+			},
+		},
+	}, Formats: map[string]huma.Format{jsonType: {}}, DefaultFormat: jsonType})
+}
+
+// serve registers one endpoint: its parameters In, its handler, its description.
+func serve[In any](a *API, rt route, h func(rq *request, in *In) error) {
+	op := &rt.endpoint
+	hop := a.describe(&rt)
+	a.router.endpoints[op.method+" "+op.path] = op
+	huma.Register(a.huma, hop, func(ctx context.Context, in *In) (*reply, error) {
+		rq := ctx.Value(requestKey{}).(*request)
+		if err := h(rq, in); err != nil {
+			a.router.fail(rq, err)
+		}
+		return answered, nil
+	})
+	for _, p := range parametersOf(reflect.TypeFor[In]()) {
+		name, _, _ := strings.Cut(p.Tag.Get("query"), ",")
+		op.params = append(op.params, name)
+		if p.Type.Kind() == reflect.Slice {
+			op.repeated = append(op.repeated, name)
+		}
+		op.namespaced = op.namespaced || name == "namespace"
+	}
+}
+
+// parametersOf lists the fields that are query parameters.
+func parametersOf(t reflect.Type) []reflect.StructField {
+	var fields []reflect.StructField
+	for _, f := range reflect.VisibleFields(t) {
+		if !f.Anonymous && f.Tag.Get("query") != "" {
+			fields = append(fields, f)
+		}
+	}
+	return fields
+}
+
+// describe makes the operation's part of the document.
+func (a *API) describe(rt *route) huma.Operation {
+	schemas := a.huma.OpenAPI().Components.Schemas
+	op := huma.Operation{
+		OperationID: rt.ID, Method: rt.method, Path: rt.path, Summary: rt.summary, Description: rt.notes, Hidden: rt.hidden,
+		Tags: []string{rt.tag}, Responses: map[string]*huma.Response{}, DefaultStatus: rt.answers[0].status,
+		SkipValidateParams: true, SkipValidateBody: true,
+	}
+	if rt.Verb != Public {
+		op.Security = []map[string][]string{{"token": {}}}
+	}
+	if rt.body != nil {
+		if rt.bodyTypes == nil {
+			rt.bodyTypes = []string{jsonType}
+		}
+		op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{}}
+		for _, t := range rt.bodyTypes {
+			op.RequestBody.Content[t] = &huma.MediaType{Schema: schemas.Schema(reflect.TypeOf(rt.body), true, rt.ID+"Body")}
+		}
+	}
+	for _, an := range rt.answers {
+		r := &huma.Response{Description: an.when}
+		if r.Description == "" {
+			r.Description = http.StatusText(an.status)
+		}
+		if an.body != nil {
+			if an.media == "" {
+				an.media = jsonType
+			}
+			r.Content = map[string]*huma.MediaType{an.media: {Schema: schemas.Schema(reflect.TypeOf(an.body), true, rt.ID+"Answer")}}
+		}
+		if old := op.Responses[strconv.Itoa(an.status)]; old != nil { // the same status in another media type
+			for t, m := range r.Content {
+				old.Content[t] = m
+			}
+			continue
+		}
+		op.Responses[strconv.Itoa(an.status)] = r
+	}
+	op.Responses["default"] = &huma.Response{
+		Description: "a refusal",
+		Content:     map[string]*huma.MediaType{problemType: {Schema: schemas.Schema(reflect.TypeFor[Problem](), true, "")}},
+	}
+	return op
+}
+
+// finishOpenAPI writes the document, once all routes are there.
+func (a *API) finishOpenAPI() error {
+	doc := a.huma.OpenAPI()
+	// huma describes its own error type along with each operation; nothing here ever answers it.
+	for _, name := range []string{"ErrorModel", "ErrorDetail"} {
+		delete(doc.Components.Schemas.Map(), name)
+	}
+	b, err := json.MarshalIndent(doc, "", "  ")
+	if err != nil {
+		return err
+	}
+	a.openAPI = append(b, '\n')
+	return nil
+}
+
+// The schemas of types that write themselves as text.
+type (
+	instantSchema     struct{}
+	durationSchema    struct{}
+	idSchema          struct{}
+	stateSchema       struct{}
+	homeSchema        struct{}
+	triggerSchema     struct{}
+	dispositionSchema struct{}
+	catchUpSchema     struct{}
+)
+
+func (instantSchema) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{Type: huma.TypeString, Format: "date-time", Nullable: true}
+}
+
+func (durationSchema) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{Type: huma.TypeString, Description: `a number with a unit, such as "90s", "10m" or "1h30m"`, Examples: []any{"10m"}}
+}
+
+func (idSchema) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{Type: huma.TypeString, Format: "uuid"}
+}
+
+func (stateSchema) Schema(huma.Registry) *huma.Schema {
+	return wordsSchema(func(i uint8) string { return job.State(i).String() })
+}
+
+func (homeSchema) Schema(huma.Registry) *huma.Schema {
+	return wordsSchema(func(i uint8) string { return job.Home(i).String() })
+}
+
+func (triggerSchema) Schema(huma.Registry) *huma.Schema {
+	return wordsSchema(func(i uint8) string { return job.Trigger(i).String() })
+}
+
+func (dispositionSchema) Schema(huma.Registry) *huma.Schema {
+	return wordsSchema(func(i uint8) string { return job.Disposition(i).String() })
+}
+
+func (catchUpSchema) Schema(huma.Registry) *huma.Schema {
+	policy := &huma.Schema{Type: huma.TypeString, Enum: []any{string(job.CatchUpNone), string(job.CatchUpLatest), string(job.CatchUpAll)}}
+	return &huma.Schema{OneOf: []*huma.Schema{policy, {
+		Type:                 huma.TypeObject,
+		Properties:           map[string]*huma.Schema{"policy": policy, "max": {Type: huma.TypeInteger}},
+		AdditionalProperties: false,
+	}}}
+}
+
+// wordsSchema lists the words of a closed list; a number beyond it has no word.
+func wordsSchema(word func(uint8) string) *huma.Schema {
+	s := &huma.Schema{Type: huma.TypeString}
+	for i := uint8(1); !strings.HasPrefix(word(i), "unknown_"); i++ {
+		s.Enum = append(s.Enum, word(i))
+	}
+	return s
+}
+
+// operations lists what the routes declare, for tests and for the authoriser's own table.
+func (a *API) operations() []*endpoint {
+	var all []*endpoint
+	for _, op := range a.router.endpoints {
+		all = append(all, op)
+	}
+	slices.SortFunc(all, func(x, y *endpoint) int { return strings.Compare(x.path+x.method, y.path+y.method) })
+	return all
+}

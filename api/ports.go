@@ -1,0 +1,178 @@
+package api
+
+import (
+	"context"
+	"io"
+
+	"github.com/musterhq/muster/job"
+)
+
+// What the API needs of the node. A storage.Store is a Store as it is; the rest is put together by internal/app.
+
+// Store owns jobs, versions, runs, attempts and the ledger. Its contract is in package storage.
+type Store interface {
+	Definitions
+	Births
+	Reads
+}
+
+// Definitions keeps jobs and their versions.
+type Definitions interface {
+	PutJob(ctx context.Context, p job.PutJob) (*job.Job, error)
+	DeleteJob(ctx context.Context, namespace, name string, ifVersion uint64) (*job.Job, error)
+	Job(ctx context.Context, namespace, name string) (*job.Job, error)
+	Jobs(ctx context.Context, q job.JobQuery) ([]*job.Job, error)
+	Version(ctx context.Context, id job.JobID, version uint64) (*job.Version, error)
+	Versions(ctx context.Context, namespace, name string, limit int) ([]*job.Version, error)
+}
+
+// Births is what any node may write (S4).
+type Births interface {
+	Submit(ctx context.Context, runs []*job.Run) ([]job.Receipt, error)
+	Cancel(ctx context.Context, intents []job.CancelIntent) ([]job.Receipt, error)
+}
+
+// Reads answers people.
+type Reads interface {
+	Run(ctx context.Context, id job.RunID) (*job.Run, error)
+	Runs(ctx context.Context, q job.RunQuery) ([]*job.Run, error)
+	Attempts(ctx context.Context, id job.RunID) ([]job.Attempt, error)
+	Ticks(ctx context.Context, q job.TickQuery) ([]job.Tick, error)
+	Usage(ctx context.Context) (job.Usage, error)
+}
+
+// Schedules is the control state of jobs, which Raft owns (L7). Reads are local and as new as this node's log.
+type Schedules interface {
+	// PutSchedule brings the job's current version into effect. A document without a schedule ends an older version's.
+	// Repeating it, or bringing an older version than the one in effect, changes nothing.
+	PutSchedule(ctx context.Context, j *job.Job) error
+	// DropSchedule ends the schedule of a job that was deleted.
+	DropSchedule(ctx context.Context, j *job.Job) error
+	// PauseJob pauses a job or resumes it.
+	PauseJob(ctx context.Context, j *job.Job, paused bool) error
+	// Mark tells which version ticks, and how far it has.
+	Mark(id job.JobID) (job.Mark, bool)
+	// Paused answers JobPaused, NamespacePaused, Maintenance or NoReason.
+	Paused(id job.JobID, namespace string) job.Reason
+}
+
+// Leases tells what runs now: live grants are Raft's, so every node knows them, and the store learns of them late.
+type Leases interface {
+	Grant(id job.RunID) (job.Grant, bool)
+	Grants() []job.Grant
+}
+
+// Leader answers what only the leader knows, from whichever node asks. Unavailable while there is no leader.
+type Leader interface {
+	// Explain says in plain sentences why a run is where it is, beyond what its row says: which selector no worker
+	// matches, which concurrency key is held by whom, how far down its lane it stands.
+	Explain(ctx context.Context, r *job.Run) ([]string, error)
+	// Workers answers all workers the leader knows.
+	Workers(ctx context.Context) ([]job.Worker, error)
+	// Worker answers one, or NotFound.
+	Worker(ctx context.Context, name string) (*job.Worker, error)
+}
+
+// Flags sets what people decided about workers and the cluster; facts of Raft.
+type Flags interface {
+	// FlagWorker makes a worker ready, cordoned or draining.
+	FlagWorker(ctx context.Context, name string, state job.WorkerState) error
+	// Maintain starts or ends maintenance: no ticks and no new attempts.
+	Maintain(ctx context.Context, on bool) error
+}
+
+// Hints tells the leader what was just stored. It never blocks, and what it says may be lost (Q1).
+type Hints interface {
+	Born(runs []*job.Run)
+	CancelRequested(ids []job.RunID)
+}
+
+// Output reads what runs wrote, from whichever node received it.
+type Output interface {
+	// Output calls each with the chunks of one attempt, in order, from q.From on. With q.Follow it waits for more until the
+	// attempt has ended and its last chunk is through; otherwise it returns at the end of what is there. An attempt that
+	// wrote nothing, or nothing yet, has no chunks and is no error. An error of each ends it and is returned.
+	Output(ctx context.Context, q OutputQuery, each func(OutputChunk) error) error
+}
+
+// OutputQuery selects the output of one attempt.
+type OutputQuery struct {
+	RunID   job.RunID
+	Attempt uint32
+	From    int64 // offset in bytes
+	Follow  bool
+}
+
+// OutputChunk is a piece of an attempt's output. Output lies outside the never-lost promise: what is missing before this
+// chunk shows as an offset greater than the end of the chunk before.
+type OutputChunk struct {
+	Offset int64  // of its first byte in the attempt's whole output
+	Stream string // stdout or stderr
+	Data   []byte // valid during the call only
+}
+
+// Joiner tells a worker where and how to join.
+type Joiner interface {
+	Join(ctx context.Context, q JoinRequest) (*JoinAnswer, error)
+}
+
+// JoinRequest is how a worker asks to join. Its join token, if the cluster wants one, is the request's bearer token.
+type JoinRequest struct {
+	Name    string `json:"name"`
+	Version string `json:"version,omitempty"` // of the worker's binary
+	CSR     string `json:"csr,omitempty"`     // PEM: a request for a worker certificate, where the cluster uses TLS
+	Token   string `json:"-"`                 // from the Authorization header
+}
+
+// JoinAnswer tells a worker all it needs to attach. Names and keys in it may change: a worker asks again when it reattaches.
+type JoinAnswer struct {
+	ClusterID   string   `json:"cluster_id,omitempty"`
+	Streams     []string `json:"streams"`               // base URLs where worker streams end, this node's first
+	Cell        string   `json:"cell,omitempty"`        // gossip: the label of the worker's memberlist
+	Seeds       []string `json:"seeds,omitempty"`       // gossip: addresses to join
+	GossipKey   []byte   `json:"gossip_key,omitempty"`  // gossip: base64 in JSON
+	Certificate string   `json:"certificate,omitempty"` // PEM, if a CSR was sent
+	CA          string   `json:"ca,omitempty"`          // PEM
+}
+
+// Cluster describes the cluster as this node sees it.
+type Cluster interface {
+	Status(ctx context.Context) (*ClusterStatus, error)
+	// Ready answers nil when this node can take requests: it knows a leader and its store answers.
+	Ready(ctx context.Context) error
+	// Home is the rung that is the cluster's own store: acceptance there is 201, on a lower one 202 (S3).
+	Home() job.Home
+	// Rung is the highest rung that this node believes it can reach now.
+	Rung() job.Home
+}
+
+// ClusterStatus is GET /v1/cluster.
+type ClusterStatus struct {
+	ID          string       `json:"id"`
+	Node        string       `json:"node"` // the one that answers
+	Version     string       `json:"version"`
+	Leader      string       `json:"leader,omitempty"`
+	Epoch       job.Epoch    `json:"epoch"`
+	Store       string       `json:"store"` // embedded, moving or postgres (S11)
+	Outage      bool         `json:"outage"`
+	Maintenance bool         `json:"maintenance"`
+	Nodes       []NodeStatus `json:"nodes"`
+	Usage       *job.Usage   `json:"usage,omitempty"` // filled in by the API from the store
+}
+
+// NodeStatus is one scheduler process.
+type NodeStatus struct {
+	ID         string      `json:"id"`
+	Name       string      `json:"name"`
+	Role       string      `json:"role"` // leader, voter or nonvoter
+	API        string      `json:"api,omitempty"`
+	Raft       string      `json:"raft,omitempty"`
+	Version    string      `json:"version,omitempty"`
+	Healthy    bool        `json:"healthy"`
+	LastSeenAt job.Instant `json:"last_seen_at,omitempty"`
+}
+
+// Snapshots writes a consistent copy of the replicated state.
+type Snapshots interface {
+	Snapshot(ctx context.Context, w io.Writer) error
+}

@@ -1,0 +1,149 @@
+package api
+
+import (
+	"net/http"
+
+	"github.com/musterhq/muster/job"
+)
+
+const (
+	get  = http.MethodGet
+	post = http.MethodPost
+	put  = http.MethodPut
+	del  = http.MethodDelete
+)
+
+func at(id string, verb Verb, method, path string) endpoint {
+	return endpoint{Operation: Operation{ID: id, Verb: verb}, method: method, path: path}
+}
+
+func streaming(e endpoint) endpoint { e.stream = true; return e }
+
+func acrossNamespaces(e endpoint) endpoint { e.anyNamespace = true; return e }
+
+func ok(body any) []answer { return []answer{{status: http.StatusOK, body: body}} }
+
+// buildRoutes is the whole contract.
+func (a *API) buildRoutes() error {
+	rt, err := newRouter(a)
+	if err != nil {
+		return err
+	}
+	a.router = rt
+	a.huma = newHuma(a, rt)
+	a.jobRoutes()
+	a.runRoutes()
+	a.workerRoutes()
+	a.nodeRoutes()
+	rt.mux.HandleFunc("/", a.elsewhere)
+	rt.console = rt.guard(&endpoint{Operation: Operation{ID: "console", Verb: Public}, method: get, path: "/"},
+		func(w http.ResponseWriter, r *http.Request) { a.Console.ServeHTTP(w, r) })
+	return a.finishOpenAPI()
+}
+
+func (a *API) jobRoutes() {
+	documents := []string{jsonType, yamlType}
+	effective := []answer{
+		{http.StatusOK, "the job as it is now", job.Job{}, ""},
+		{http.StatusCreated, "the job was created", job.Job{}, ""},
+		{http.StatusAccepted, "stored, but the schedule has not reached the cluster yet: effective is false", job.Job{}, ""},
+	}
+	serve(a, route{endpoint: at("list-jobs", Read, get, "/v1/jobs"), tag: "jobs",
+		summary: "List jobs", notes: "Ordered by name.", answers: ok(page[job.Job]{})}, a.listJobs)
+	serve(a, route{endpoint: at("create-job", Define, post, "/v1/jobs"), tag: "jobs",
+		summary: "Create a job", notes: "409 if there is one of that name.",
+		body: job.Document{}, bodyTypes: documents, answers: effective[1:]}, a.createJob)
+	serve(a, route{endpoint: at("read-job", Read, get, "/v1/jobs/{name}"), tag: "jobs",
+		summary: "Read a job", notes: "The ETag is its version.", answers: ok(job.Job{})}, a.readJob)
+	serve(a, route{endpoint: at("put-job", Define, put, "/v1/jobs/{name}"), tag: "jobs",
+		summary: "Create or change a job", notes: "The same document again changes nothing.",
+		body: job.Document{}, bodyTypes: documents, answers: effective}, a.putJob)
+	serve(a, route{endpoint: at("delete-job", Define, del, "/v1/jobs/{name}"), tag: "jobs",
+		summary: "Delete a job", notes: "Its runs stay.",
+		answers: []answer{{http.StatusNoContent, "it is gone", nil, ""}, effective[2]}}, a.deleteJob)
+	serve(a, route{endpoint: at("pause-job", Define, post, "/v1/jobs/{name}/pause"), tag: "jobs",
+		summary: "Pause a job", notes: "It stops ticking, and its queued runs are held.", answers: ok(job.Job{})}, a.pauseJob)
+	serve(a, route{endpoint: at("resume-job", Define, post, "/v1/jobs/{name}/resume"), tag: "jobs",
+		summary: "Resume a job", answers: ok(job.Job{})}, a.resumeJob)
+	serve(a, route{endpoint: at("backfill-job", Submit, post, "/v1/jobs/{name}/backfill"), tag: "jobs",
+		summary: "Run past ticks", notes: "A run for each tick of the current schedule in a time that is past, at most 1,000.",
+		body: BackfillRequest{}, answers: ok(BackfillAnswer{})}, a.backfill)
+	serve(a, route{endpoint: at("next-ticks", Read, get, "/v1/jobs/{name}/next"), tag: "jobs",
+		summary: "List coming ticks", answers: ok(NextTicks{})}, a.nextTicks)
+	serve(a, route{endpoint: at("list-versions", Read, get, "/v1/jobs/{name}/versions"), tag: "jobs",
+		summary: "List versions", notes: "Newest first.", answers: ok(page[job.Version]{})}, a.listVersions)
+	serve(a, route{endpoint: at("list-ticks", Read, get, "/v1/jobs/{name}/ticks"), tag: "jobs",
+		summary: "List the tick ledger", notes: "What became of each scheduled time, newest first.", answers: ok(page[TickRow]{})}, a.listTicks)
+	serve(a, route{endpoint: at("verify-ticks", Read, get, "/v1/jobs/{name}/verify"), tag: "jobs",
+		summary: "Compare the ledger with the timetable", notes: "Finds ticks without a disposition, and with more than one; at most 10,000 ticks.",
+		answers: ok(Verification{})}, a.verifyTicks)
+}
+
+func (a *API) runRoutes() {
+	birth := []answer{
+		{http.StatusCreated, "the run, on the cluster's own store", job.Run{}, ""},
+		{http.StatusAccepted, "the run, on a lower rung; see durability", job.Run{}, ""},
+		{http.StatusOK, "the run was there already", job.Run{}, ""},
+	}
+	serve(a, route{endpoint: acrossNamespaces(at("list-runs", Read, get, "/v1/runs")), tag: "runs",
+		summary: "List runs", notes: "Root runs, newest id first. The namespace * means all.", answers: ok(page[job.Run]{})}, a.listRuns)
+	serve(a, route{endpoint: at("submit-run", Submit, post, "/v1/runs"), tag: "runs",
+		summary: "Submit a run", notes: "Of a job, or with an inline spec. Repeating an id is the same run.",
+		body: Submission{}, answers: birth}, a.submitRun)
+	serve(a, route{endpoint: at("submit-batch", Submit, post, "/v1/runs/batch"), tag: "runs",
+		summary: "Submit up to 1,000 runs", notes: "Each has its own fate: the answer's items are in the order of the request's.",
+		body: Batch{}, answers: ok(BatchAnswer{})}, a.submitBatch)
+	serve(a, route{endpoint: at("read-run", Read, get, "/v1/runs/{id}"), tag: "runs",
+		summary: "Read a run", answers: ok(job.Run{})}, a.readRun)
+	serve(a, route{endpoint: at("cancel-run", Submit, post, "/v1/runs/{id}/cancel"), tag: "runs",
+		summary: "Ask for a run to be cancelled", notes: "An intent: a running attempt is stopped first.",
+		answers: []answer{{http.StatusAccepted, "the intent is recorded", job.Run{}, ""}, {http.StatusOK, "it had ended already", job.Run{}, ""}}}, a.cancelRun)
+	serve(a, route{endpoint: at("retry-run", Submit, post, "/v1/runs/{id}/retry"), tag: "runs",
+		summary: "Run a run that has ended again", notes: "A new run, of the same version and payload. Asking twice retries once.",
+		answers: birth}, a.retryRun)
+	serve(a, route{endpoint: at("list-attempts", Read, get, "/v1/runs/{id}/attempts"), tag: "runs",
+		summary: "List attempts", notes: "Oldest first.", answers: ok(page[job.Attempt]{})}, a.listAttempts)
+	serve(a, route{endpoint: at("explain-run", Read, get, "/v1/runs/{id}/explain"), tag: "runs",
+		summary: "Say why a run is where it is", answers: ok(Explanation{})}, a.explainRun)
+	serve(a, route{endpoint: streaming(at("read-logs", Read, get, "/v1/runs/{id}/logs")), tag: "runs",
+		summary: "Read or follow output",
+		notes: "Plain text; or events named output (OutputEvent), gap (GapEvent), end (the run) and error (a problem), " +
+			"whose ids continue a broken stream through Last-Event-ID.",
+		answers: []answer{{http.StatusOK, "output", "", "text/plain"}, {http.StatusOK, "", OutputEvent{}, eventType}}}, a.runLogs)
+}
+
+func (a *API) workerRoutes() {
+	serve(a, route{endpoint: at("join-worker", Join, post, "/v1/workers/join"), tag: "workers",
+		summary: "Ask where to join", notes: "With a join token as the bearer token, where the cluster wants one.",
+		body: JoinRequest{}, answers: ok(JoinAnswer{})}, a.joinWorker)
+	serve(a, route{endpoint: at("list-workers", Inspect, get, "/v1/workers"), tag: "workers",
+		summary: "List workers", notes: "Ordered by name.", answers: ok(page[job.Worker]{})}, a.listWorkers)
+	serve(a, route{endpoint: at("read-worker", Inspect, get, "/v1/workers/{name}"), tag: "workers",
+		summary: "Read a worker", answers: ok(job.Worker{})}, a.readWorker)
+	serve(a, route{endpoint: at("cordon-worker", Operate, post, "/v1/workers/{name}/cordon"), tag: "workers",
+		summary: "Give a worker no new work", answers: ok(job.Worker{})}, a.cordonWorker)
+	serve(a, route{endpoint: at("uncordon-worker", Operate, post, "/v1/workers/{name}/uncordon"), tag: "workers",
+		summary: "Give a worker work again", answers: ok(job.Worker{})}, a.uncordonWorker)
+	serve(a, route{endpoint: at("drain-worker", Operate, post, "/v1/workers/{name}/drain"), tag: "workers",
+		summary: "Let a worker finish and stop", answers: ok(job.Worker{})}, a.drainWorker)
+}
+
+func (a *API) nodeRoutes() {
+	serve(a, route{endpoint: at("read-cluster", Inspect, get, "/v1/cluster"), tag: "cluster",
+		summary: "Describe the cluster", answers: ok(ClusterStatus{})}, a.readCluster)
+	serve(a, route{endpoint: at("set-maintenance", Operate, post, "/v1/cluster/maintenance"), tag: "cluster",
+		summary: "Start or end maintenance", body: MaintenanceRequest{}, answers: ok(MaintenanceRequest{})}, a.setMaintenance)
+	serve(a, route{endpoint: streaming(at("read-snapshot", Operate, get, "/v1/cluster/snapshot")), tag: "cluster",
+		summary: "Download a snapshot of the replicated state",
+		answers: []answer{{http.StatusOK, "the snapshot", []byte{}, "application/octet-stream"}}}, a.snapshot)
+	serve(a, route{endpoint: at("healthz", Public, get, "/healthz"), tag: "node",
+		summary: "Does this process answer?", answers: ok(Health{})}, a.healthz)
+	serve(a, route{endpoint: at("readyz", Public, get, "/readyz"), tag: "node",
+		summary: "Can this node take requests?", answers: ok(Health{})}, a.readyz)
+	serve(a, route{endpoint: at("metrics", Inspect, get, "/metrics"), tag: "node",
+		summary: "Metrics in the format of Prometheus", answers: []answer{{http.StatusOK, "metrics", "", "text/plain"}}}, a.serveMetrics)
+	serve(a, route{endpoint: at("openapi", Public, get, "/openapi.json"), tag: "node", hidden: true,
+		summary: "This document", answers: ok(nil)}, a.serveOpenAPI)
+	serve(a, route{endpoint: at("index", Public, get, "/{$}"), tag: "node", hidden: true,
+		summary: "The console", answers: ok(nil)}, a.index)
+}

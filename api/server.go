@@ -1,0 +1,101 @@
+package api
+
+import (
+	"crypto/tls"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/musterhq/muster/job"
+)
+
+// ServerConfig configures the server of a node's API.
+type ServerConfig struct {
+	Handler http.Handler
+	TLS     *tls.Config // nil: plain HTTP/1 and HTTP/2
+	Logger  *slog.Logger
+	// ReadHeaderTimeout is how long a request's head may take; 0 means 10 s.
+	ReadHeaderTimeout time.Duration
+	// IdleTimeout is how long a connection may stay open between requests; 0 means 2 min.
+	IdleTimeout time.Duration
+}
+
+// Server makes the server, with a limit on everything a slow or hostile caller could hold. There is no ReadTimeout and no
+// WriteTimeout: worker streams and followed output have no end, so each request sets its own deadlines.
+func Server(c ServerConfig) *http.Server {
+	orElse(&c.ReadHeaderTimeout, 10*time.Second)
+	orElse(&c.IdleTimeout, 2*time.Minute)
+	orElse(&c.Logger, slog.Default())
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
+	protocols.SetUnencryptedHTTP2(true)
+	return &http.Server{
+		Handler:           c.Handler,
+		TLSConfig:         c.TLS,
+		ReadHeaderTimeout: c.ReadHeaderTimeout,
+		IdleTimeout:       c.IdleTimeout,
+		MaxHeaderBytes:    32 << 10,
+		Protocols:         protocols,
+		ErrorLog:          slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams:          250,
+			MaxReceiveBufferPerConnection: 4 << 20,
+			SendPingTimeout:               30 * time.Second,
+			PingTimeout:                   15 * time.Second,
+			WriteByteTimeout:              30 * time.Second,
+		},
+	}
+}
+
+// LocalOnly keeps web pages away from an API that asks for no credential. A page elsewhere can make a browser send
+// requests to this machine, with its own name in Origin; and by giving its own name this machine's address (DNS
+// rebinding) it can even read the answers, but then that name stands in Host. So both have to be ours.
+func LocalOnly(next http.Handler) http.Handler {
+	cross := http.NewCrossOriginProtection()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !loopbackHost(r.Host) {
+			refuse(w, r, job.Errorf(job.Forbidden, "host_not_local", "this node serves loopback only; call it as localhost or 127.0.0.1, or start a server with credentials"))
+			return
+		}
+		err := cross.Check(r)
+		if origin := r.Header.Get("Origin"); err == nil && origin != "" && !sameOrigin(origin, r.Host) {
+			err = job.Errorf(job.Forbidden, "cross_origin", "cross-origin")
+		}
+		if err != nil {
+			refuse(w, r, job.Errorf(job.Forbidden, "cross_origin", "this request was made by a web page of another origin"))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// sameOrigin is stricter than CrossOriginProtection, which lets other origins read: a stream that is opened costs as much
+// as a write.
+func sameOrigin(origin, host string) bool {
+	_, rest, ok := strings.Cut(origin, "://")
+	return ok && strings.EqualFold(rest, host)
+}
+
+func loopbackHost(hostport string) bool {
+	host := hostport
+	if h, _, err := net.SplitHostPort(hostport); err == nil {
+		host = h
+	}
+	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
+	if strings.EqualFold(strings.TrimSuffix(host, "."), "localhost") {
+		return true
+	}
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.Unmap().IsLoopback()
+}
+
+// refuse answers outside the router.
+func refuse(w http.ResponseWriter, r *http.Request, e *job.Error) {
+	rq := &request{ctx: r.Context(), w: &responseWriter{ResponseWriter: w}, r: r}
+	p := problemOf(e)
+	rq.writeJSON(p.Status, problemType, p)
+}
