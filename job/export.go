@@ -124,7 +124,11 @@ func (w yamlWriter) node(sh *shape) (*yaml.Node, error) {
 		if sh.typ == reflect.TypeFor[Duration]() {
 			t = shortSpan(t)
 		}
-		return textNode(t), nil
+		n := textNode(t)
+		if ambiguous(t) {
+			n.Style = yaml.DoubleQuotedStyle
+		}
+		return n, nil
 	case nil:
 		return &yaml.Node{Kind: yaml.ScalarNode, Value: "null"}, nil
 	default: // a number keeps its text
@@ -207,6 +211,15 @@ func textNode(text string) *yaml.Node {
 		}
 	}
 	return n
+}
+
+// ambiguous tells whether other readers of YAML take the text for a truth value or a number in base 60; ours do not.
+func ambiguous(text string) bool {
+	switch strings.ToLower(text) {
+	case "y", "n", "yes", "no", "on", "off":
+		return true
+	}
+	return strings.Contains(text, ":") && strings.Trim(text, "+-0123456789:._") == ""
 }
 
 // shortSpan leaves out the zeros that time.Duration writes: 10m0s is 10m.
