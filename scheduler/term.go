@@ -37,6 +37,8 @@ type Term struct {
 	Config
 	epoch job.Epoch
 	wake  chan struct{}
+	// cancels are hints; when it is full they are lost.
+	cancels chan []job.RunID
 
 	fleet      *fleet.Fleet
 	specs      *specs.Specs
@@ -73,7 +75,7 @@ func Begin(ctx context.Context, c Config) (*Term, error) {
 	if err := c.Queue.Reset(ctx, epoch); err != nil {
 		return nil, fmt.Errorf("empty the queue: %w", err)
 	}
-	t := &Term{Config: c, epoch: epoch, wake: make(chan struct{}, 1)}
+	t := &Term{Config: c, epoch: epoch, wake: make(chan struct{}, 1), cancels: make(chan []job.RunID, 1024)}
 	now := func() job.Instant { return job.At(c.Clock.Now()) }
 	t.fleet = fleet.New(now, c.Clock.Elapsed, c.Control.WorkerFlag)
 	t.fleet.Resume(c.Control.Grants())
@@ -115,6 +117,7 @@ func (t *Term) Run(ctx context.Context) error {
 	g.Go(func() error { return t.reaper.Run(ctx) })
 	g.Go(func() error { return t.reconciler.Run(ctx) })
 	g.Go(func() error { return t.prune(ctx) })
+	g.Go(func() error { return t.cancel(ctx) })
 	g.Go(func() error { <-ctx.Done(); t.settler.Stop(); return nil })
 	err := g.Wait()
 	t.Logger.Info("this node no longer leads", "epoch", t.epoch, "err", err)
@@ -214,28 +217,53 @@ func (t *Term) Born(runs []*job.Run) {
 	t.Wake()
 }
 
-// CancelRequested is the hint that cancel intents were stored (L9).
-func (t *Term) CancelRequested(ctx context.Context, ids []job.RunID) {
-	for _, id := range ids {
-		t.stop(ctx, id, job.CancelRequested)
+// CancelRequested is the hint that cancel intents were stored (L9). It never blocks, and may be lost: the reconciler
+// finds the intents.
+func (t *Term) CancelRequested(ids []job.RunID) {
+	select {
+	case t.cancels <- ids:
+	default:
 	}
 }
 
-// stop stops a run by what it is in: a lease is told to its worker, anything else is moved.
-func (t *Term) stop(ctx context.Context, id job.RunID, why job.Reason) {
-	order, pending := t.fleet.Stop(id, why)
-	switch {
-	case order != nil:
-		t.Gateways.Stop(ctx, []job.StopOrder{*order})
-	case pending:
-	default:
-		if err := t.Queue.Remove(ctx, t.epoch, []job.RunID{id}); err != nil {
-			t.Logger.Debug("taking a cancelled run out of the queue", "run_id", id, "err", err) // it is dropped when popped (Q3)
+func (t *Term) cancel(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case ids := <-t.cancels:
+			t.stop(ctx, job.CancelRequested, ids...)
 		}
-		m := job.Move{ID: id, State: job.Cancelled, Reason: why, FinishedAt: job.At(t.Clock.Now())}
-		if err := t.settler.Move(ctx, []job.Move{m}); err != nil {
-			t.Logger.Warn("cancelling is left to the reconciler", "run_id", id, "err", err)
+	}
+}
+
+// stop stops runs by what each is in: a lease is told to its worker, anything else is moved.
+func (t *Term) stop(ctx context.Context, why job.Reason, ids ...job.RunID) {
+	var orders []job.StopOrder
+	var moves []job.Move
+	var free []job.RunID
+	now := job.At(t.Clock.Now())
+	for _, id := range ids {
+		order, pending := t.fleet.Stop(id, why)
+		switch {
+		case order != nil:
+			orders = append(orders, *order)
+		case !pending:
+			free = append(free, id)
+			moves = append(moves, job.Move{ID: id, State: job.Cancelled, Reason: why, FinishedAt: now})
 		}
+	}
+	if len(orders) > 0 {
+		t.Gateways.Stop(ctx, orders)
+	}
+	if len(moves) == 0 {
+		return
+	}
+	if err := t.Queue.Remove(ctx, t.epoch, free); err != nil {
+		t.Logger.Debug("taking cancelled runs out of the queue", "count", len(free), "err", err) // dropped when popped (Q3)
+	}
+	if err := t.settler.Move(ctx, moves); err != nil {
+		t.Logger.Warn("cancelling is left to the reconciler", "count", len(moves), "err", err)
 	}
 }
 
@@ -249,9 +277,7 @@ func (t *Term) replace(ctx context.Context, ids []job.RunID) error {
 	if _, err := t.Store.Cancel(ctx, intents); err != nil {
 		return err
 	}
-	for _, id := range ids {
-		t.stop(ctx, id, job.OverlapReplaced)
-	}
+	t.stop(ctx, job.OverlapReplaced, ids...)
 	return nil
 }
 

@@ -58,7 +58,7 @@ type Reconciler struct {
 	Now     func() job.Instant
 	Logger  *slog.Logger
 	Wake    func() // the dispatcher has something new
-	Stop    func(ctx context.Context, id job.RunID, why job.Reason)
+	Stop    func(ctx context.Context, why job.Reason, ids ...job.RunID)
 	// Mended counts what was mended; may be nil.
 	Mended func(what string, n int)
 
@@ -153,7 +153,7 @@ func (r *Reconciler) look(ctx context.Context, runs []*job.Run) error {
 	for _, x := range runs {
 		if r.Fleet.InHand(x.ID) {
 			if x.CancelAt != 0 {
-				r.Stop(ctx, x.ID, job.CancelRequested)
+				r.Stop(ctx, job.CancelRequested, x.ID)
 			}
 			continue
 		}

@@ -1,0 +1,10 @@
+//go:build !linux
+
+package app
+
+import "time"
+
+var processStart = time.Now()
+
+// Elapsed is the time since the process began. Whether suspended time counts is up to the system.
+func (systemClock) Elapsed() time.Duration { return time.Since(processStart) }
