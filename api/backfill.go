@@ -26,7 +26,7 @@ type BackfillAnswer struct {
 // backfill submits a run for each tick of the current schedule in a time that is past. The runs have ids of their own,
 // derived from the backfill's id (S10): repeating the request creates nothing new, and a run that the tick itself had is
 // not in the way.
-func (a *API) backfill(rq *request, in *inJob) error {
+func (a *API) backfill(rq *request, in *InJob) error {
 	var req BackfillRequest
 	if err := rq.decode(a, &req, false); err != nil {
 		return err

@@ -16,7 +16,7 @@ type Explanation struct {
 }
 
 // explainRun is what the row says, and what the leader knows beyond it. Without a leader the row still answers.
-func (a *API) explainRun(rq *request, in *inRun) error {
+func (a *API) explainRun(rq *request, in *InRun) error {
 	r, err := a.findRun(rq, in.ID)
 	if err != nil {
 		return err

@@ -10,36 +10,37 @@ import (
 )
 
 type inJobs struct {
-	inNamespace
+	InNamespace
 	Label  []string   `query:"label,explode" doc:"key=value; repeated, all must match"`
 	Limit  limitParam `query:"limit"`
 	Cursor string     `query:"cursor" doc:"next_cursor of the page before"`
 }
 
-type inJob struct {
-	inNamespace
+// InJob is the parameters of one job.
+type InJob struct {
+	InNamespace
 	Name nameParam `path:"name"`
 }
 
 type inJobChange struct {
-	inJob
+	InJob
 	IfMatch     string `header:"If-Match" doc:"the ETag of the version that is to be changed; another current version is 412"`
 	IfNoneMatch string `header:"If-None-Match" doc:"* creates only: a job that is there is 412"`
 }
 
-type inPost struct{ inNamespace }
+type inPost struct{ InNamespace }
 
 type page[T any] struct {
 	Items      []T    `json:"items"`
 	NextCursor string `json:"next_cursor,omitempty" doc:"where the next page begins; absent at the end"`
 }
 
-func (in *inJob) name() (string, error) {
+func (in *InJob) name() (string, error) {
 	return string(in.Name), checkName("name", string(in.Name))
 }
 
 // findJob reads the job that a request names.
-func (a *API) findJob(rq *request, in *inJob) (*job.Job, error) {
+func (a *API) findJob(rq *request, in *InJob) (*job.Job, error) {
 	name, err := in.name()
 	if err != nil {
 		return nil, err
@@ -102,7 +103,7 @@ func (a *API) listJobs(rq *request, in *inJobs) error {
 	return rq.json(http.StatusOK, p)
 }
 
-func (a *API) readJob(rq *request, in *inJob) error {
+func (a *API) readJob(rq *request, in *InJob) error {
 	j, err := a.findJob(rq, in)
 	if err != nil {
 		return err
@@ -284,10 +285,10 @@ func (a *API) deleteJob(rq *request, in *inJobChange) error {
 	return err
 }
 
-func (a *API) pauseJob(rq *request, in *inJob) error  { return a.setPaused(rq, in, true) }
-func (a *API) resumeJob(rq *request, in *inJob) error { return a.setPaused(rq, in, false) }
+func (a *API) pauseJob(rq *request, in *InJob) error  { return a.setPaused(rq, in, true) }
+func (a *API) resumeJob(rq *request, in *InJob) error { return a.setPaused(rq, in, false) }
 
-func (a *API) setPaused(rq *request, in *inJob, paused bool) error {
+func (a *API) setPaused(rq *request, in *InJob, paused bool) error {
 	j, err := a.findJob(rq, in)
 	if err != nil {
 		return err
@@ -303,7 +304,7 @@ func (a *API) setPaused(rq *request, in *inJob, paused bool) error {
 }
 
 type inVersions struct {
-	inJob
+	InJob
 	Limit limitParam `query:"limit"`
 }
 
@@ -331,7 +332,7 @@ func emptyIfNil[T any](s []T) []T {
 }
 
 type inNext struct {
-	inJob
+	InJob
 	Count numberParam `query:"count" doc:"how many; 1 to 1000, without it 10"`
 }
 
@@ -354,7 +355,7 @@ func (a *API) nextTicks(rq *request, in *inNext) error {
 	if count < 1 || count > MaxPage {
 		return job.InvalidField("count", "%s is not between 1 and %s", quote(string(in.Count)), strconv.Itoa(MaxPage))
 	}
-	j, err := a.findJob(rq, &in.inJob)
+	j, err := a.findJob(rq, &in.InJob)
 	if err != nil {
 		return err
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 type inLogs struct {
-	inRun
+	InRun
 	Attempt     numberParam `query:"attempt" doc:"which attempt; without it, the last one, or with follow the current one and those after it"`
 	Follow      flagParam   `query:"follow" doc:"wait for more until the run has ended, as server-sent events"`
 	Accept      string      `header:"Accept" doc:"text/event-stream for events, text/plain for the bare output"`

@@ -77,7 +77,7 @@ func newHuma(a *API, rt *router) huma.API {
 // serve registers one endpoint: its parameters In, its handler, its description.
 func serve[In any](a *API, rt route, h func(rq *request, in *In) error) {
 	op := &rt.endpoint
-	hop := a.describe(&rt)
+	hop, body := a.describe(&rt)
 	a.router.endpoints[op.method+" "+op.path] = op
 	huma.Register(a.huma, hop, func(ctx context.Context, in *In) (*reply, error) {
 		rq := ctx.Value(requestKey{}).(*request)
@@ -86,6 +86,14 @@ func serve[In any](a *API, rt route, h func(rq *request, in *In) error) {
 		}
 		return answered, nil
 	})
+	if body != nil { // only now: huma reads the body of an operation that it knows to have one
+		item := a.huma.OpenAPI().Paths[op.path]
+		for _, documented := range []*huma.Operation{item.Post, item.Put} {
+			if documented != nil && documented.OperationID == op.ID {
+				documented.RequestBody = body
+			}
+		}
+	}
 	for _, p := range parametersOf(reflect.TypeFor[In]()) {
 		name, _, _ := strings.Cut(p.Tag.Get("query"), ",")
 		op.params = append(op.params, name)
@@ -107,10 +115,10 @@ func parametersOf(t reflect.Type) []reflect.StructField {
 	return fields
 }
 
-// describe makes the operation's part of the document.
-func (a *API) describe(rt *route) huma.Operation {
+// describe makes the operation's part of the document, and that of its body, if it has one.
+func (a *API) describe(rt *route) (op huma.Operation, body *huma.RequestBody) {
 	schemas := a.huma.OpenAPI().Components.Schemas
-	op := huma.Operation{
+	op = huma.Operation{
 		OperationID: rt.ID, Method: rt.method, Path: rt.path, Summary: rt.summary, Description: rt.notes, Hidden: rt.hidden,
 		Tags: []string{rt.tag}, Responses: map[string]*huma.Response{}, DefaultStatus: rt.answers[0].status,
 		SkipValidateParams: true, SkipValidateBody: true,
@@ -122,9 +130,9 @@ func (a *API) describe(rt *route) huma.Operation {
 		if rt.bodyTypes == nil {
 			rt.bodyTypes = []string{jsonType}
 		}
-		op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{}}
+		body = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{}}
 		for _, t := range rt.bodyTypes {
-			op.RequestBody.Content[t] = &huma.MediaType{Schema: schemas.Schema(reflect.TypeOf(rt.body), true, rt.ID+"Body")}
+			body.Content[t] = &huma.MediaType{Schema: schemas.Schema(reflect.TypeOf(rt.body), true, rt.ID+"Body")}
 		}
 	}
 	for _, an := range rt.answers {
@@ -150,7 +158,7 @@ func (a *API) describe(rt *route) huma.Operation {
 		Description: "a refusal",
 		Content:     map[string]*huma.MediaType{problemType: {Schema: schemas.Schema(reflect.TypeFor[Problem](), true, "")}},
 	}
-	return op
+	return op, body
 }
 
 // finishOpenAPI writes the document, once all routes are there.

@@ -7,13 +7,14 @@ import (
 	"github.com/musterhq/muster/job"
 )
 
-type inRun struct {
-	inNamespace
+// InRun is the parameters of one run.
+type InRun struct {
+	InNamespace
 	ID idParam `path:"id"`
 }
 
 type inRuns struct {
-	inNamespace
+	InNamespace
 	Job    nameParam   `query:"job"`
 	State  statesParam `query:"state" doc:"one or more, separated by commas"`
 	Worker nameParam   `query:"worker"`
@@ -43,7 +44,7 @@ func (a *API) findRun(rq *request, id idParam) (*job.Run, error) {
 }
 
 // readRun answers a run; of one that proved a duplicate the run that it duplicates (S9).
-func (a *API) readRun(rq *request, in *inRun) error {
+func (a *API) readRun(rq *request, in *InRun) error {
 	r, err := a.findRun(rq, in.ID)
 	if err != nil {
 		return err
@@ -127,7 +128,7 @@ func (in *inRuns) query(rq *request) (q job.RunQuery, err error) {
 	return q, err
 }
 
-func (a *API) cancelRun(rq *request, in *inRun) error {
+func (a *API) cancelRun(rq *request, in *InRun) error {
 	r, err := a.findRun(rq, in.ID)
 	if err != nil {
 		return err
@@ -148,7 +149,7 @@ func (a *API) cancelRun(rq *request, in *inRun) error {
 
 // retryRun makes a new run of a terminal one: the same job in the version it ran, the same payload. Its id derives from
 // the run it retries, so that asking twice retries once.
-func (a *API) retryRun(rq *request, in *inRun) error {
+func (a *API) retryRun(rq *request, in *InRun) error {
 	r, err := a.findRun(rq, in.ID)
 	if err != nil {
 		return err
@@ -211,7 +212,7 @@ func (a *API) retryOf(rq *request, r *job.Run) (*job.Run, error) {
 	return n, nil
 }
 
-func (a *API) listAttempts(rq *request, in *inRun) error {
+func (a *API) listAttempts(rq *request, in *InRun) error {
 	r, err := a.findRun(rq, in.ID)
 	if err != nil {
 		return err

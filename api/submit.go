@@ -13,13 +13,13 @@ import (
 )
 
 type inSubmit struct {
-	inNamespace
+	InNamespace
 	Key           string `header:"Idempotency-Key" doc:"the caller's own name for this piece of business: the same key with the same body is the same run for 24 hours, with another body 409"`
 	MinDurability string `query:"min_durability" enum:"local,quorum,postgres" doc:"refuse with 503 instead of accepting on a lower rung"`
 }
 
 type inBatch struct {
-	inNamespace
+	InNamespace
 	MinDurability string `query:"min_durability" enum:"local,quorum,postgres" doc:"refuse with 503 instead of accepting on a lower rung"`
 }
 

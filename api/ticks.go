@@ -11,7 +11,7 @@ import (
 )
 
 type inTicks struct {
-	inJob
+	InJob
 	Since  timeParam  `query:"since" doc:"inclusive"`
 	Until  timeParam  `query:"until" doc:"exclusive"`
 	Limit  limitParam `query:"limit"`
@@ -41,7 +41,7 @@ func (a *API) listTicks(rq *request, in *inTicks) error {
 	if q.Before, err = readTickCursor(filters, in.Cursor); err != nil {
 		return err
 	}
-	j, err := a.findJob(rq, &in.inJob)
+	j, err := a.findJob(rq, &in.InJob)
 	if err != nil {
 		return err
 	}
@@ -65,7 +65,7 @@ func (a *API) listTicks(rq *request, in *inTicks) error {
 }
 
 type inVerify struct {
-	inJob
+	InJob
 	Since timeParam `query:"since" doc:"inclusive; without it, 24 hours before until"`
 	Until timeParam `query:"until" doc:"exclusive; without it, now"`
 }
@@ -97,7 +97,7 @@ func (a *API) verifyTicks(rq *request, in *inVerify) error {
 	if until < since {
 		return job.InvalidField("since", "it lies after until, or in the future")
 	}
-	j, err := a.findJob(rq, &in.inJob)
+	j, err := a.findJob(rq, &in.InJob)
 	if err != nil {
 		return err
 	}

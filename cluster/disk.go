@@ -28,18 +28,20 @@ type stores struct {
 // Memory keeps a node's Raft state in memory, for tests and the simulation. Opening a node again on the same Memory is
 // its restart.
 type Memory struct {
-	id    string
-	store *raft.InmemStore
-	snaps *raft.InmemSnapshotStore
+	id     string
+	log    raft.LogStore
+	stable raft.StableStore
+	snaps  *raft.InmemSnapshotStore
 }
 
 // NewMemory makes an empty Memory for the node with the given id, any text that is unique in its cluster.
 func NewMemory(id string) *Memory {
-	return &Memory{id: id, store: raft.NewInmemStore(), snaps: raft.NewInmemSnapshotStore()}
+	store := raft.NewInmemStore()
+	return &Memory{id: id, log: store, stable: store, snaps: raft.NewInmemSnapshotStore()}
 }
 
 func (m *Memory) stores() *stores {
-	return &stores{log: m.store, stable: m.store, snaps: m.snaps, close: func() error { return nil }}
+	return &stores{log: m.log, stable: m.stable, snaps: m.snaps, close: func() error { return nil }}
 }
 
 // openStores opens the files in dir and refuses a log that is behind its high-water mark.

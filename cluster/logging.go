@@ -27,12 +27,19 @@ func newRaftLogger(l *slog.Logger) *raftLogger {
 	return &raftLogger{log: l.With("component", "raft")}
 }
 
-// expected are warnings of Raft's that belong to every start.
+// expected are warnings of Raft's that belong to every start, or that are repeated for as long as a node is down while
+// "failed to contact" says it once.
 var expected = map[string]bool{
 	"heartbeat timeout reached, starting election":        true,
 	"no known peers, aborting election":                   true,
 	"not part of stable configuration, aborting election": true,
+	"failed to heartbeat to":                              true,
+	"failed to appendEntries to":                          true,
+	"failed to pipeline appendEntries":                    true,
+	"failed to make requestVote RPC":                      true,
 }
+
+var rename = strings.NewReplacer("-", "_", " ", "_")
 
 func (l *raftLogger) Log(level hclog.Level, msg string, args ...any) {
 	var to slog.Level
@@ -54,7 +61,7 @@ func (l *raftLogger) Log(level hclog.Level, msg string, args ...any) {
 	attrs := make([]slog.Attr, 0, (len(l.args)+len(args))/2)
 	for _, list := range [][]any{l.args, args} {
 		for i := 0; i+1 < len(list); i += 2 {
-			key := strings.ReplaceAll(fmt.Sprint(list[i]), "-", "_")
+			key := rename.Replace(fmt.Sprint(list[i]))
 			value := list[i+1]
 			switch v := value.(type) {
 			case hclog.Format:

@@ -321,7 +321,7 @@ func (r *resultFile) read() (json.RawMessage, error) {
 		return nil, fmt.Errorf("the result file cannot be read: %w", reasonOf(err))
 	}
 	if fi.Size() > int64(len(b)) {
-		return nil, errResultTooBig
+		return nil, errors.New("result: it is larger than 64 KiB")
 	}
 	return checkResult(b)
 }

@@ -1,7 +1,6 @@
 package worker
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,7 +10,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"unicode/utf8"
 
 	"github.com/musterhq/muster/job"
 )
@@ -186,7 +184,7 @@ func (h *Handlers) Execute(ctx context.Context, a *job.Assignment, out io.Writer
 	if err != nil {
 		return failedCall(&o, err)
 	}
-	result, err := checkCallResult(b)
+	result, err := checkResult(b)
 	if err != nil {
 		return failForGood(&o, job.InvalidResult, "%v", err)
 	}
@@ -218,15 +216,4 @@ func failedCall(o *job.Outcome, err error) job.Outcome {
 	}
 	o.Permanent = errors.As(err, &permanent)
 	return fail(o, job.ExitCode, "%v", err)
-}
-
-// checkCallResult is checkResult with a short way for the usual case: a small result without escapes.
-func checkCallResult(b json.RawMessage) (json.RawMessage, error) {
-	if len(b) == 0 {
-		return nil, nil
-	}
-	if len(b) <= maxResultDepth && bytes.IndexByte(b, '\\') < 0 && utf8.Valid(b) && json.Valid(b) {
-		return b, nil
-	}
-	return checkResult(b)
 }

@@ -183,7 +183,7 @@ func (h *HTTP) Execute(ctx context.Context, a *job.Assignment, out io.Writer) jo
 	var result json.RawMessage
 	if !more {
 		if result, err = checkResult(body); err != nil {
-			if errors.Is(err, errResultNUL) || errors.Is(err, errResultPair) || errors.Is(err, errResultDepth) {
+			if json.Valid(body) {
 				fmt.Fprintf(out, "[the response is not kept as the result: %v]\n", err)
 			}
 			result = nil

@@ -22,7 +22,7 @@ var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
 // NewHello is the wire form of h.
 func NewHello(h *job.WorkerHello) *Hello {
 	return &Hello{
-		Name: h.Name, Boot: h.Boot, Version: h.Version, Labels: h.Labels, Slots: uint32(h.Slots),
+		Name: h.Name, Boot: h.Boot, DataId: h.DataID, Version: h.Version, Labels: h.Labels, Slots: uint32(h.Slots),
 		Executors: h.Executors, Handlers: h.Handlers, Running: FenceNumbers(h.Running),
 	}
 }
@@ -35,6 +35,8 @@ func (x *Hello) WorkerHello() (job.WorkerHello, error) {
 			"%.64q is not a worker's name; use letters, digits, dots, dashes and underscores, up to 128", x.GetName())
 	case x.GetBoot() == "" || len(x.GetBoot()) > maxWord:
 		return job.WorkerHello{}, job.InvalidField("hello.boot", "must be set, and up to %d bytes long", maxWord)
+	case x.GetDataId() == "" || len(x.GetDataId()) > maxWord:
+		return job.WorkerHello{}, job.InvalidField("hello.data_id", "must be set, and up to %d bytes long", maxWord)
 	case len(x.GetVersion()) > maxWord:
 		return job.WorkerHello{}, job.InvalidField("hello.version", "is longer than %d bytes", maxWord)
 	case x.GetSlots() > maxSlots:
@@ -62,7 +64,7 @@ func (x *Hello) WorkerHello() (job.WorkerHello, error) {
 		}
 	}
 	h := job.WorkerHello{
-		Name: x.GetName(), Boot: x.GetBoot(), Version: x.GetVersion(), Labels: x.GetLabels(), Slots: int(x.GetSlots()),
+		Name: x.GetName(), Boot: x.GetBoot(), DataID: x.GetDataId(), Version: x.GetVersion(), Labels: x.GetLabels(), Slots: int(x.GetSlots()),
 		Executors: x.GetExecutors(), Handlers: x.GetHandlers(), Running: Fences(x.GetRunning()),
 	}
 	if x.GetLeaving() {
@@ -167,6 +169,12 @@ func (x *Result) Outcome(worker string) (job.Outcome, error) {
 	}
 	return o, nil
 }
+
+// MaxResultWeight is the most that one honest result weighs.
+const MaxResultWeight = 128 + MaxResultBytes + MaxErrorBytes
+
+// ResultWeight is what a result counts against the window of bytes (Welcome.max_unacked_bytes).
+func ResultWeight(x *Result) int { return 128 + len(x.GetResult()) + len(x.GetError()) }
 
 func invalidResult(o *job.Outcome, why string) {
 	o.Kind, o.Reason, o.Error, o.Result, o.Permanent = job.AttemptFailed, job.InvalidResult, why, nil, true

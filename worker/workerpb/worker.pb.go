@@ -265,9 +265,7 @@ type Hello struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Unique in the cluster: [A-Za-z0-9][A-Za-z0-9._-]{0,127}.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// One life of the worker's process: the id of its data directory, "/", and something new for each start. Two workers
-	// of one name are told apart by it: the second is refused unless the part before "/" is the same, which it can only be
-	// after the first has gone, because it locks the directory.
+	// One life of the worker's process: something new with each start.
 	Boot    string `protobuf:"bytes,2,opt,name=boot,proto3" json:"boot,omitempty"`
 	Version string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
 	// What the selectors of jobs match.
@@ -280,10 +278,14 @@ type Hello struct {
 	Handlers []string `protobuf:"bytes,7,rep,name=handlers,proto3" json:"handlers,omitempty"`
 	// All attempts that it runs or holds an unacknowledged result of.
 	Running []uint64 `protobuf:"fixed64,8,rep,packed,name=running,proto3" json:"running,omitempty"`
-	// The number of the Resync that this answers; 0 if none.
+	// The number of the Resync that this answers; it comes back in the Welcome. 0 in a stream's first Hello. A worker that
+	// says Hello unasked takes a number of its own, with the highest bit set, to know its Welcome by.
 	Resync uint64 `protobuf:"varint,9,opt,name=resync,proto3" json:"resync,omitempty"`
 	// No more assignments, please.
-	Leaving       bool `protobuf:"varint,10,opt,name=leaving,proto3" json:"leaving,omitempty"`
+	Leaving bool `protobuf:"varint,10,opt,name=leaving,proto3" json:"leaving,omitempty"`
+	// Names the directory in which the worker keeps its results, and which it locks while it lives. Of two workers with
+	// one name the second is refused, unless it has the same directory: then the first must have gone.
+	DataId        string `protobuf:"bytes,11,opt,name=data_id,json=dataId,proto3" json:"data_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -386,6 +388,13 @@ func (x *Hello) GetLeaving() bool {
 		return x.Leaving
 	}
 	return false
+}
+
+func (x *Hello) GetDataId() string {
+	if x != nil {
+		return x.DataId
+	}
+	return ""
 }
 
 // Heartbeat renews the leases.
@@ -840,12 +849,12 @@ type Welcome struct {
 	LeaseTimeout   uint32 `protobuf:"varint,7,opt,name=lease_timeout,json=leaseTimeout,proto3" json:"lease_timeout,omitempty"`
 	KillGrace      uint32 `protobuf:"varint,8,opt,name=kill_grace,json=killGrace,proto3" json:"kill_grace,omitempty"`
 	// Results that may be sent without having been acknowledged: at most so many, of so many bytes in all (one is always
-	// allowed).
+	// allowed). The bytes of a result are those of its fields result and error, and 128.
 	MaxUnackedResults uint32 `protobuf:"varint,9,opt,name=max_unacked_results,json=maxUnackedResults,proto3" json:"max_unacked_results,omitempty"`
 	MaxUnackedBytes   uint64 `protobuf:"varint,10,opt,name=max_unacked_bytes,json=maxUnackedBytes,proto3" json:"max_unacked_bytes,omitempty"`
 	// Of the Hello's fences: attempts to stop, because their leases are over.
 	Stop []uint64 `protobuf:"fixed64,11,rep,packed,name=stop,proto3" json:"stop,omitempty"`
-	// The number of the Resync whose Hello this answers; 0 if it had none.
+	// The number of the Hello that this answers. A Welcome to an earlier Hello than the worker's last means nothing.
 	Resync        uint64 `protobuf:"varint,12,opt,name=resync,proto3" json:"resync,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1366,7 +1375,7 @@ const file_worker_workerpb_worker_proto_rawDesc = "" +
 	"\theartbeat\x18\x02 \x01(\v2\x1b.muster.worker.v1.HeartbeatR\theartbeat\x123\n" +
 	"\astarted\x18\x03 \x03(\v2\x19.muster.worker.v1.StartedR\astarted\x120\n" +
 	"\x06output\x18\x04 \x03(\v2\x18.muster.worker.v1.OutputR\x06output\x122\n" +
-	"\aresults\x18\x05 \x03(\v2\x18.muster.worker.v1.ResultR\aresults\"\xdd\x02\n" +
+	"\aresults\x18\x05 \x03(\v2\x18.muster.worker.v1.ResultR\aresults\"\xf6\x02\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04boot\x18\x02 \x01(\tR\x04boot\x12\x18\n" +
@@ -1378,7 +1387,8 @@ const file_worker_workerpb_worker_proto_rawDesc = "" +
 	"\arunning\x18\b \x03(\x06R\arunning\x12\x16\n" +
 	"\x06resync\x18\t \x01(\x04R\x06resync\x12\x18\n" +
 	"\aleaving\x18\n" +
-	" \x01(\bR\aleaving\x1a9\n" +
+	" \x01(\bR\aleaving\x12\x17\n" +
+	"\adata_id\x18\v \x01(\tR\x06dataId\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"7\n" +
