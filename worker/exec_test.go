@@ -474,9 +474,9 @@ func TestExecStopHard(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			out := newTranscript()
-			ctx := stopAfter(t, out, "ready", &Stop{job.TimedOut, grace})
+			ctx := stopAfter(t, out, "pid ", &Stop{job.TimedOut, grace})
 			// The shell, its child and its grandchild all ignore SIGTERM.
-			o := newExec(t).Execute(ctx, assignmentOf(sh(`trap '' TERM; (sh -c 'echo pid $$; sleep 1000' & sleep 1000) & echo ready; wait`)), out)
+			o := newExec(t).Execute(ctx, assignmentOf(sh(`trap '' TERM; (sh -c 'echo pid $$; sleep 1000' & sleep 1000) & wait`)), out)
 			wantOutcome(t, o, job.AttemptFailed, job.TimedOut, false)
 			if o.ExitCode != 137 {
 				t.Errorf("exit code %d", o.ExitCode)
