@@ -1,0 +1,292 @@
+package gateway
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/musterhq/muster/job"
+	"github.com/musterhq/muster/worker/gateway/output"
+	"github.com/musterhq/muster/worker/workerpb"
+)
+
+// Leader is what gateways tell the leader. It is implemented by the term that leads, or by a stub that carries the calls
+// to another node. Calls of one session come in order, except that Heartbeat may overtake the others. After the end of
+// the term every call must return soon.
+type Leader interface {
+	// Attach opens a session; node is where its stream ends. It answers which of the hello's fences have no lease any
+	// more. An error with code Conflict, Invalid or Forbidden refuses the worker; any other ends the stream, and the
+	// worker tries again. A leaving worker has no slots. The session may be used before Attach has returned.
+	Attach(ctx context.Context, session job.SessionID, node string, h job.WorkerHello) (stop []job.Fence, err error)
+	// Detach closes a session, whose stream has ended. It is not called when the leader was replaced.
+	Detach(session job.SessionID)
+	// Heartbeat renews the leases of the fences and answers those that have none. A stub that cannot ask must see to it
+	// that SetLeader(nil) is called before it returns.
+	Heartbeat(session job.SessionID, running []job.Fence) (unknown []job.Fence)
+	Started(session job.SessionID, s []job.Started)
+	// Finished hands results over. It blocks while the leader's inbox is full; the worker then stops sending results when
+	// its window is used up, while its heartbeats go on.
+	Finished(session job.SessionID, outcomes []job.Outcome)
+}
+
+// Output keeps run output; *output.Store does.
+type Output interface {
+	Append(frames ...output.Frame) error
+	Close(run job.RunID)
+}
+
+// Config of a Gateway.
+type Config struct {
+	// Node is this node's name. Required.
+	Node string
+	// Logger; required.
+	Logger *slog.Logger
+	// Output keeps run output. Nil: it is dropped.
+	Output Output
+	// Authorize decides whether the caller may speak as this worker; the error's message is shown to it. Nil: everybody
+	// may, which is for loopback only.
+	Authorize func(r *http.Request, h job.WorkerHello) error
+	// AssignPatience is how long Assign waits for a busy stream. Default 50 ms.
+	AssignPatience time.Duration
+	// IdleTimeout ends a stream on which the worker was silent. Default 3 heartbeats, 15 s.
+	IdleTimeout time.Duration
+	// MaxStreams bounds the streams of this node; more are told to go elsewhere. Default 16,384.
+	MaxStreams int
+	// MaxUnackedResults and MaxUnackedBytes are the window of each worker. Default 8,192 and 8 MiB.
+	MaxUnackedResults int
+	MaxUnackedBytes   int
+	// Registerer takes the metrics; nil: none are kept.
+	Registerer prometheus.Registerer
+}
+
+// Validate fills the defaults in and names the field that is wrong.
+func (c *Config) Validate() error {
+	if c.Node == "" {
+		return job.InvalidField("node", "the gateway needs the name of its node")
+	}
+	if c.Logger == nil {
+		return job.InvalidField("logger", "the gateway needs a logger")
+	}
+	for _, d := range []struct {
+		name string
+		v    *int
+		def  int
+	}{
+		{"max_streams", &c.MaxStreams, 16384},
+		{"max_unacked_results", &c.MaxUnackedResults, 8192},
+		{"max_unacked_bytes", &c.MaxUnackedBytes, 8 << 20},
+	} {
+		if *d.v < 0 {
+			return job.InvalidField(d.name, "must not be negative")
+		}
+		if *d.v == 0 {
+			*d.v = d.def
+		}
+	}
+	if c.AssignPatience <= 0 {
+		c.AssignPatience = 50 * time.Millisecond
+	}
+	if c.IdleTimeout <= 0 {
+		c.IdleTimeout = 3 * job.HeartbeatEvery
+	}
+	return nil
+}
+
+// Gateway is the end of worker streams on one node. It is safe for concurrent use.
+type Gateway struct {
+	config  Config
+	boot    string // makes session ids unlike those of an earlier life of this node
+	specs   specCache
+	metrics *metrics
+
+	setting sync.Mutex // held by SetLeader, so that two of them do not mix
+
+	mu       sync.RWMutex
+	leader   Leader
+	reign    uint64 // counts SetLeader
+	epoch    job.Epoch
+	sessions map[job.SessionID]*stream
+	streams  map[*stream]struct{}
+	sequence uint64
+	closing  bool
+	idle     chan struct{} // closed when closing and the last stream has gone
+}
+
+// New makes a Gateway; leader may be nil.
+func New(c Config, leader Leader) (*Gateway, error) {
+	if err := c.Validate(); err != nil {
+		return nil, fmt.Errorf("gateway: %w", err)
+	}
+	var b [6]byte
+	rand.Read(b[:])
+	return &Gateway{
+		config: c, boot: hex.EncodeToString(b[:]), metrics: newMetrics(c.Registerer), leader: leader,
+		sessions: map[job.SessionID]*stream{}, streams: map[*stream]struct{}{}, idle: make(chan struct{}),
+	}, nil
+}
+
+// Handler serves the worker protocol; path is where it must be mounted. It needs HTTP/2, and a ResponseWriter that
+// http.ResponseController can set deadlines on.
+func (g *Gateway) Handler() (path string, h http.Handler) {
+	path, inner := workerpb.NewWorkerServiceHandler(service{g},
+		connect.WithReadMaxBytes(workerpb.MaxMessageBytes),
+		connect.WithCompression("gzip", nil, nil)) // batches are small, and bombs are not welcome
+	return path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		call := &call{request: r, control: http.NewResponseController(w)}
+		// A server's read and write timeouts are for requests, not for streams that last weeks.
+		if err := errors.Join(call.control.SetReadDeadline(time.Time{}), call.control.SetWriteDeadline(time.Time{})); err != nil {
+			g.config.Logger.Error("worker stream cannot have deadlines", "err", err)
+			http.Error(w, "worker streams need HTTP/2", http.StatusHTTPVersionNotSupported)
+			return
+		}
+		inner.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callKey{}, call)))
+	})
+}
+
+type callKey struct{}
+
+// call is what a stream needs of the HTTP request that carries it.
+type call struct {
+	request *http.Request
+	control *http.ResponseController
+}
+
+// abort ends reads and writes of the stream at once, also those that hang.
+func (c *call) abort() {
+	past := time.Unix(1, 0)
+	c.control.SetReadDeadline(past)
+	c.control.SetWriteDeadline(past)
+}
+
+// service hides the rpc from the method set of Gateway.
+type service struct{ gateway *Gateway }
+
+func (s service) Attach(ctx context.Context, rpc *connect.BidiStream[workerpb.WorkerMessage, workerpb.NodeMessage]) error {
+	c, ok := ctx.Value(callKey{}).(*call)
+	if !ok {
+		return connect.NewError(connect.CodeInternal, errors.New("served without Gateway.Handler"))
+	}
+	return s.gateway.serve(ctx, rpc, c)
+}
+
+// SetLeader says who leads from now on; nil: nobody that this node can reach. All sessions end. Under a new leader every
+// worker is asked for a Hello, so that the leader hears what runs now, and unacknowledged results come again. It is also
+// the right call when the way to the same leader was interrupted.
+func (g *Gateway) SetLeader(leader Leader) {
+	g.setting.Lock()
+	defer g.setting.Unlock()
+	g.mu.Lock()
+	g.leader = leader
+	g.reign++
+	reign := g.reign
+	clear(g.sessions)
+	streams := make([]*stream, 0, len(g.streams))
+	for s := range g.streams {
+		streams = append(streams, s)
+	}
+	g.mu.Unlock()
+	for _, s := range streams {
+		s.unseat()
+		if leader != nil {
+			s.out.askResync(reign)
+		}
+	}
+}
+
+// current answers who leads, and under which count of SetLeader.
+func (g *Gateway) current() (Leader, uint64) {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.leader, g.reign
+}
+
+// seat gives a stream a new session under the reign, unless the reign is over.
+func (g *Gateway) seat(s *stream, reign uint64) (job.SessionID, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.reign != reign {
+		return "", false
+	}
+	g.sequence++
+	id := job.SessionID(fmt.Sprintf("%s.%s.%d", g.config.Node, g.boot, g.sequence))
+	g.sessions[id] = s
+	return id, true
+}
+
+func (g *Gateway) unseat(id job.SessionID) {
+	if id == "" {
+		return
+	}
+	g.mu.Lock()
+	delete(g.sessions, id)
+	g.mu.Unlock()
+}
+
+func (g *Gateway) session(id job.SessionID) *stream {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.sessions[id]
+}
+
+func (g *Gateway) enter(s *stream) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case g.closing:
+		return connect.NewError(connect.CodeUnavailable, errors.New("this node is stopping; attach to another one"))
+	case len(g.streams) >= g.config.MaxStreams:
+		g.metrics.refused.Inc()
+		return connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("this node has %d worker streams already; attach to another one", len(g.streams)))
+	}
+	g.streams[s] = struct{}{}
+	g.metrics.streams.Inc()
+	return nil
+}
+
+func (g *Gateway) leave(s *stream) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.streams, s)
+	g.metrics.streams.Dec()
+	if g.closing && len(g.streams) == 0 {
+		close(g.idle)
+	}
+}
+
+// Close sends the workers to other nodes and waits until they have gone; when ctx ends, it cuts off those that have not.
+// It may be called twice.
+func (g *Gateway) Close(ctx context.Context) error {
+	g.mu.Lock()
+	first := !g.closing
+	g.closing = true
+	if first && len(g.streams) == 0 {
+		close(g.idle)
+	}
+	streams := make([]*stream, 0, len(g.streams))
+	for s := range g.streams {
+		streams = append(streams, s)
+	}
+	g.mu.Unlock()
+	for _, s := range streams {
+		s.out.askMove()
+	}
+	select {
+	case <-g.idle:
+		return nil
+	case <-ctx.Done():
+	}
+	for _, s := range streams {
+		s.call.abort()
+	}
+	<-g.idle
+	return nil
+}
