@@ -51,7 +51,8 @@ func (a *API) findJob(rq *request, in *InJob) (*job.Job, error) {
 // present joins in what Raft knows of a job. Stored jobs are shared, so it works on a copy.
 func (a *API) present(j *job.Job) *job.Job {
 	c := *j
-	c.Paused = a.Schedules.Paused(c.ID, c.Namespace) == job.JobPaused
+	why := a.Schedules.Paused(c.ID, c.Namespace)
+	c.Paused = why == job.JobPaused
 	mark, ticking := a.Schedules.Mark(c.ID)
 	var schedule *job.Schedule
 	if c.Spec != nil {
@@ -59,7 +60,7 @@ func (a *API) present(j *job.Job) *job.Job {
 	}
 	c.Effective = ticking == (schedule != nil) && (!ticking || mark.Version == c.Version)
 	c.NextTickAt = 0
-	if schedule == nil || !c.Effective || c.Paused {
+	if schedule == nil || !c.Effective || why != job.NoReason {
 		return &c
 	}
 	if t, err := timetable.Parse(*schedule); err == nil {

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -35,7 +36,7 @@ const (
 type OutputEvent struct {
 	Attempt uint32 `json:"attempt"`
 	Offset  int64  `json:"offset"`
-	Stream  string `json:"stream,omitempty" enum:"stdout,stderr"`
+	Stream  string `json:"stream,omitempty" doc:"which one, where the worker tells them apart"`
 	Text    string `json:"text,omitempty"`
 	Bytes   string `json:"bytes,omitempty" doc:"base64, instead of text, of what is not UTF-8"`
 }
@@ -87,7 +88,7 @@ func (a *API) runLogs(rq *request, in *inLogs) error {
 	l.begin()
 	stop := l.keepAlive()
 	defer stop()
-	if err := l.run1(rq.ctx); err != nil {
+	if err := l.all(rq.ctx); err != nil {
 		l.fail(err)
 		return nil
 	}
@@ -139,55 +140,104 @@ func (l *logStream) begin() {
 	l.flush()
 }
 
-// run1 writes until there is no more, or with follow until the run has ended.
-func (l *logStream) run1(ctx context.Context) error {
+// all writes until there is no more, or with follow until the run has ended.
+func (l *logStream) all(ctx context.Context) error {
+	if !l.follow {
+		if err := l.rest(ctx); err != nil {
+			return err
+		}
+		return l.end()
+	}
 	for {
 		if err := l.one(ctx); err != nil {
 			return err
 		}
-		if !l.follow {
-			if l.events {
-				return l.end()
-			}
-			return nil
-		}
-		r, err := l.again(ctx)
-		if err != nil {
-			return err
-		}
-		if done := r.State.Terminal() || l.only && r.Attempt > l.attempt; done && l.attempt >= r.Attempt || l.only && done {
+		switch {
+		case l.only && l.ended(), !l.only && l.run.State.Terminal() && l.attempt >= l.run.Attempt:
 			return l.end()
-		}
-		if r.Attempt > l.attempt && !l.only {
+		case !l.only && l.run.Attempt > l.attempt:
 			l.attempt, l.offset = l.attempt+1, 0
 			continue
 		}
-		// Between attempts, or before the first: the run is looked at again in a moment.
+		// Between attempts, before the first, or before a settled result can be read.
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(l.FollowEvery):
 		}
+		if err := l.again(ctx); err != nil {
+			return err
+		}
 	}
 }
 
 // again reads the run anew. What cannot be reached for a moment is asked again later: the stream outlives a fail-over.
-func (l *logStream) again(ctx context.Context) (*job.Run, error) {
+func (l *logStream) again(ctx context.Context) error {
 	r, err := l.Store.Run(ctx, l.run.ID)
-	if err != nil {
-		if outOfReach(err) && ctx.Err() == nil {
-			return l.run, nil
-		}
-		return nil, err
+	if err == nil {
+		l.run = l.asItIs(r)
+		return nil
 	}
-	l.run = l.asItIs(r)
-	return l.run, nil
+	if outOfReach(err) && ctx.Err() == nil {
+		return nil
+	}
+	return err
 }
 
-// one writes what there is of the current attempt; with follow, until it has ended.
+// ended tells whether the attempt that is written has ended, so that no more output is to come.
+func (l *logStream) ended() bool {
+	r := l.run
+	return r.State.Terminal() || r.Attempt > l.attempt || r.Attempt == l.attempt && r.State != job.Running
+}
+
+// one writes the current attempt to its end. The node that has the output may not know that the attempt has ended, if it
+// ended before somebody followed it or on another node; the run's own state knows, so it is watched meanwhile.
 func (l *logStream) one(ctx context.Context) error {
-	q := OutputQuery{RunID: l.run.ID, Attempt: l.attempt, From: l.offset, Follow: l.follow}
-	return l.Output.Output(ctx, q, l.chunk)
+	if l.ended() {
+		return l.rest(ctx)
+	}
+	following, stop := context.WithCancel(ctx)
+	watched := make(chan error, 1)
+	go func() {
+		defer stop()
+		watched <- l.watch(following)
+	}()
+	err := l.Output.Output(following, OutputQuery{RunID: l.run.ID, Attempt: l.attempt, From: l.offset, Follow: true}, l.chunk)
+	stop()
+	if err2 := <-watched; err2 != nil {
+		return err2
+	}
+	if err != nil && (ctx.Err() != nil || !errors.Is(err, context.Canceled)) {
+		return err
+	}
+	if l.ended() {
+		return l.rest(ctx)
+	}
+	return nil
+}
+
+// watch returns once the attempt has ended, or nobody follows it any more. Only the watcher touches l.run meanwhile.
+func (l *logStream) watch(ctx context.Context) error {
+	tick := time.NewTicker(l.FollowEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if err := l.again(ctx); err != nil && ctx.Err() == nil {
+			return err
+		}
+		if l.ended() {
+			return nil
+		}
+	}
+}
+
+// rest writes what there is of the current attempt.
+func (l *logStream) rest(ctx context.Context) error {
+	return l.Output.Output(ctx, OutputQuery{RunID: l.run.ID, Attempt: l.attempt, From: l.offset}, l.chunk)
 }
 
 func (l *logStream) chunk(c OutputChunk) error {

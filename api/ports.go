@@ -89,9 +89,9 @@ type Hints interface {
 
 // Output reads what runs wrote, from whichever node received it.
 type Output interface {
-	// Output calls each with the chunks of one attempt, in order, from q.From on. With q.Follow it waits for more until the
-	// attempt has ended and its last chunk is through; otherwise it returns at the end of what is there. An attempt that
-	// wrote nothing, or nothing yet, has no chunks and is no error. An error of each ends it and is returned.
+	// Output calls each with the chunks of one attempt, in order, from q.From on. It returns at the end of what is there; with
+	// q.Follow it waits for more, until it learns that the attempt has ended or ctx ends. An attempt that wrote nothing, or
+	// nothing yet, has no chunks and is no error. An error of each ends it and is returned.
 	Output(ctx context.Context, q OutputQuery, each func(OutputChunk) error) error
 }
 
@@ -107,7 +107,7 @@ type OutputQuery struct {
 // chunk shows as an offset greater than the end of the chunk before.
 type OutputChunk struct {
 	Offset int64  // of its first byte in the attempt's whole output
-	Stream string // stdout or stderr
+	Stream string // which one, where the worker tells them apart
 	Data   []byte // valid during the call only
 }
 

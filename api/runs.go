@@ -82,7 +82,7 @@ func (a *API) listRuns(rq *request, in *inRuns) error {
 	if !more.IsZero() {
 		p.NextCursor = makeCursor(runCursor, filters, more[:])
 	}
-	return rq.json(http.StatusOK, p)
+	return rq.writeRuns(&p)
 }
 
 // query reads the filters.

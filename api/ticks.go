@@ -107,7 +107,7 @@ func (a *API) verifyTicks(rq *request, in *inVerify) error {
 		until = min(until, mark.At+1)
 	}
 	v := Verification{Since: since, Until: max(since, until), Gaps: []job.Instant{}, Doubles: []job.Instant{}, Strays: []job.Instant{}}
-	expected, err := a.expectedTicks(rq.ctx, j, v.Since, v.Until)
+	expected, err := a.expectedTicks(rq.ctx, j, mark, v.Since, v.Until)
 	if err != nil {
 		return err
 	}
@@ -120,19 +120,25 @@ func (a *API) verifyTicks(rq *request, in *inVerify) error {
 }
 
 // expectedTicks are the ticks in [since, until), each by the version that owned its time (L7).
-func (a *API) expectedTicks(ctx context.Context, j *job.Job, since, until job.Instant) ([]job.Instant, error) {
+func (a *API) expectedTicks(ctx context.Context, j *job.Job, mark job.Mark, since, until job.Instant) ([]job.Instant, error) {
 	versions, err := a.Store.Versions(ctx, j.Namespace, j.Name, MaxPage)
 	if err != nil {
 		return nil, err
 	}
 	slices.SortFunc(versions, func(x, y *job.Version) int { return int(int64(x.Version) - int64(y.Version)) })
+	// Raft says from when a version ticks; its row has a copy, or, if it never got one, at least the time it was written.
+	from := func(v *job.Version) job.Instant {
+		if v.Version == mark.Version && mark.From != 0 {
+			return mark.From
+		}
+		return cmpOr(v.From, v.CreatedAt)
+	}
 	var all []job.Instant
 	for i, v := range versions {
-		// A version owns the ticks after its From, up to the From of the next. A row that never got its From, because Raft was
-		// out of reach, counts from when it was written.
-		after, last := max(cmpOr(v.From, v.CreatedAt), since-1), until-1
+		// A version owns the ticks after its From, up to the From of the next.
+		after, last := max(from(v), since-1), until-1
 		if i+1 < len(versions) {
-			last = min(last, cmpOr(versions[i+1].From, versions[i+1].CreatedAt))
+			last = min(last, from(versions[i+1]))
 		}
 		if v.Spec == nil || v.Spec.Schedule == nil || after >= last {
 			continue
