@@ -98,6 +98,17 @@ func (d *Document) canonical() ([]byte, error) {
 	if c.Schedule != nil {
 		c.Schedule.StartAt, c.Schedule.EndAt = c.Schedule.StartAt.UTC(), c.Schedule.EndAt.UTC()
 	}
+	if c.Payload != nil { // the order of fields and the ways to escape a letter make no difference
+		dec := json.NewDecoder(bytes.NewReader(c.Payload))
+		dec.UseNumber()
+		var payload any
+		if err := dec.Decode(&payload); err != nil {
+			return nil, err
+		}
+		if c.Payload, err = json.Marshal(payload); err != nil {
+			return nil, err
+		}
+	}
 	return json.Marshal(c)
 }
 

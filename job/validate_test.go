@@ -230,6 +230,7 @@ func TestEqualDocuments(t *testing.T) {
 		{"defaults spelt out", base + "slots: 1\npriority: 5\noverlap: skip\nnamespace: default\n", true},
 		{"one instant in another zone", strings.Replace(base, "2026-01-01T00:00:00Z", "2026-01-01T01:00:00+01:00", 1), true},
 		{"another layout", `{"payload": {"x":1}, "schedule": {"catch_up": "latest", "start_at": "2026-01-01T00:00:00Z", "cron": "@daily"}, "handler": {"name": "h"}, "name": "a"}`, true},
+		{"the payload in another order", base[:strings.Index(base, "payload")] + `payload: {"\u0078": 1}`, true},
 		{"another payload", strings.Replace(base, "x: 1", "x: 2", 1), false},
 		{"another timeout", base + "timeout: 1s\n", false},
 		{"a label more", base + "labels: {a: b}\n", false},

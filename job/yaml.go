@@ -253,6 +253,10 @@ func appendQuoted(out []byte, text string) []byte {
 		switch {
 		case c == '"' || c == '\\':
 			out = append(out, '\\', c)
+		case c == '\n':
+			out = append(out, `\n`...)
+		case c == '\t':
+			out = append(out, `\t`...)
 		case c < ' ':
 			out = fmt.Appendf(out, `\u%04x`, c)
 		default:
