@@ -238,18 +238,16 @@ func (c *Clock) Step(ctx context.Context) (int, error) {
 	}
 	var ticks []job.Tick
 	var marks []job.MarkMove
-	var replaced []job.RunID
 	var batch []*entry
 	for len(c.due) > 0 && c.due[0].next <= now && len(batch) < maxJobs && len(ticks) < maxTicks {
 		e := heap.Pop(&c.due).(*entry)
 		batch = append(batch, e)
-		decided, replace, err := c.decide(ctx, e, now)
+		decided, err := c.decide(ctx, e, now)
 		if err != nil {
 			c.restore(batch)
 			return 0, err // overlap cannot be known: the ticks stay due
 		}
 		ticks = append(ticks, decided...)
-		replaced = append(replaced, replace...)
 		marks = append(marks, job.MarkMove{JobID: e.mark.JobID, Version: e.mark.Version, At: now})
 	}
 	stored := c.takeStored()
@@ -276,11 +274,6 @@ func (c *Clock) Step(ctx context.Context) (int, error) {
 		}
 	}
 	c.note(recorded)
-	if len(replaced) > 0 {
-		if err := c.Replace(ctx, replaced); err != nil {
-			c.Logger.Warn("cancelling replaced runs", "count", len(replaced), "err", err) // their successors wait for them
-		}
-	}
 	return len(batch), nil
 }
 
@@ -396,7 +389,39 @@ func (c *Clock) StepStore(ctx context.Context) (int, error) {
 		}
 	}
 	c.Born(born)
+	if err := c.replace(ctx, batch); err != nil {
+		c.Logger.Warn("cancelling replaced runs", "err", err) // their successors wait for them
+	}
 	return len(batch), nil
+}
+
+// replace cancels the runs before those that overlap: replace made wait. It comes after the store has the waiting runs:
+// what ends releases its successor, which must be there.
+func (c *Clock) replace(ctx context.Context, stored []job.Tick) error {
+	var earlier []job.RunID
+	for i := range stored {
+		t := &stored[i]
+		if !t.Waiting {
+			continue
+		}
+		if m, ok := c.Control.Mark(t.JobID); !ok || m.Overlap != job.OverlapReplaceRun {
+			continue
+		}
+		runs, _, err := c.Overlap.Active(ctx, t.JobID)
+		if err != nil {
+			return err
+		}
+		for _, id := range runs {
+			if id == t.RunID() {
+				break
+			}
+			earlier = append(earlier, id)
+		}
+	}
+	if len(earlier) == 0 {
+		return nil
+	}
+	return c.Replace(ctx, earlier)
 }
 
 // Settled tells whether every decision is in the store.

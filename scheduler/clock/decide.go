@@ -10,7 +10,7 @@ import (
 
 // decide says what becomes of every tick of one job up to now. Versions that were replaced decide theirs first (L7),
 // then come the ticks of a pause that ended, then the rest.
-func (c *Clock) decide(ctx context.Context, e *entry, now job.Instant) (ticks []job.Tick, replace []job.RunID, err error) {
+func (c *Clock) decide(ctx context.Context, e *entry, now job.Instant) ([]job.Tick, error) {
 	m := &e.mark
 	d := decision{clock: c, ctx: ctx, mark: m, now: now}
 	after := m.At
@@ -20,14 +20,14 @@ func (c *Clock) decide(ctx context.Context, e *entry, now job.Instant) (ticks []
 		if err != nil {
 			c.Logger.Error("a replaced schedule cannot be read; its last ticks are lost", "namespace", m.Namespace, "job", m.Job, "version", v.Version, "err", err)
 		} else if err := d.span(table, v.Version, v.Overlap, v.StartDeadline.Std(), after, min(v.Until, now)); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		after = max(after, min(v.Until, now))
 	}
 	if err := d.span(e.table, m.Version, m.Overlap, m.StartDeadline.Std(), after, now); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	return d.ticks, d.replace, nil
+	return d.ticks, nil
 }
 
 // decision collects what is decided of one job.
@@ -37,7 +37,6 @@ type decision struct {
 	mark    *job.Mark
 	now     job.Instant
 	ticks   []job.Tick
-	replace []job.RunID
 
 	looked  bool // active and waiting are known
 	active  []job.RunID
@@ -100,8 +99,7 @@ func (d *decision) overlap(t *job.Tick, policy job.Overlap) error {
 				return nil
 			}
 			t.Waiting, d.waiting = true, true
-		case job.OverlapReplaceRun:
-			d.replace = append(d.replace, d.active...)
+		case job.OverlapReplaceRun: // the earlier ones are cancelled once this one is stored
 			t.Waiting, d.waiting = true, true
 		default:
 			t.Disposition, t.Reason = job.TickSkipped, job.OverlapSkip
