@@ -1,0 +1,16 @@
+// Package fsm is the replicated state: its tables and each command with its number on disk. Promise: same log, same
+// state.
+//
+// Every node applies the same log, so a command may know nothing but its own fields and Meta: its place in the log and
+// the time that its proposer wrote into the entry. What varies (time, ids, jitter) comes in with the command; a test
+// parses this package for clocks, randomness and goroutines. A command validates wholly before its first write (S12),
+// so one that fails leaves the others of its entry untouched, and an entry, kind or version that cannot be read stops
+// the replica: to skip it would be to diverge in silence.
+//
+// The tables are hashicorp/go-memdb, and a row that is in one is never changed again; a change is a copy. Two of them
+// hold runs: live ones and, once they are terminal, history. So the reads of the leader, the births and the pruning each
+// walk a table that holds nothing else.
+//
+// Reads go through State.View, a frozen view of one moment. Package cluster proposes; storage/replicated is the store
+// contract over this state.
+package fsm

@@ -1,0 +1,249 @@
+package fsm
+
+import (
+	"fmt"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/musterhq/muster/job"
+)
+
+const (
+	// MaxEntryBytes is the most that one log entry may hold (D6).
+	MaxEntryBytes = 1 << 20
+	// TargetEntryBytes is where a proposer should close an entry that it fills with several commands.
+	TargetEntryBytes = 512 << 10
+
+	entryFormat = 1
+	entrySlack  = 128 // for the format byte and the header
+)
+
+// Kind numbers a command on disk. Kinds are append-only: never renumbered, never reused.
+type Kind uint16
+
+// The kinds. Below 32 is control state, which Raft owns whatever the store is; from 32 the embedded store.
+const (
+	KindRaiseEpoch     Kind = 1
+	KindGrant          Kind = 2
+	KindDecide         Kind = 3
+	KindPutSchedule    Kind = 4
+	KindDropSchedule   Kind = 5
+	KindPauseJob       Kind = 6
+	KindPauseNamespace Kind = 7
+	KindMaintain       Kind = 8
+	KindFlagWorker     Kind = 9
+	KindSetLimits      Kind = 10
+
+	KindRaiseStore Kind = 32
+	KindPutJob     Kind = 33
+	KindDeleteJob  Kind = 34
+	KindSubmit     Kind = 35
+	KindCancel     Kind = 36
+	KindStoreTicks Kind = 37
+	KindMove       Kind = 38
+	KindPrune      Kind = 39
+)
+
+// Command is one change of the state. Only this package has implementations.
+type Command interface {
+	Kind() Kind
+	// Size estimates the encoded size in bytes, cheaply; it is never far below it.
+	Size() int
+
+	apply(*tx, Meta) Result
+}
+
+// Meta is all that a command may know besides its own fields.
+type Meta struct {
+	Index uint64      // the entry's place in the log
+	At    job.Instant // the proposer's clock; it never goes back (L8)
+}
+
+// Result answers one command. Err is always a *job.Error.
+type Result struct {
+	Value any
+	Err   error
+}
+
+func refuse(e *job.Error) Result { return Result{Err: e} }
+
+// ErrReplayed answers the commands of an entry that was applied before: nothing was applied now, and what the first time
+// answered is not known any more. Raft may commit a proposal twice that its proposer sent again after "leadership lost".
+var ErrReplayed = &job.Error{Code: job.Unknown, Reason: "replayed", Message: "this was applied before; repeat the request with the same id to see its outcome"}
+
+// Origin names an entry: the node that first proposed it, that node's life, and a number that grows by one with each
+// entry. An entry without a node is never taken for a replay.
+type Origin struct {
+	Node string `cbor:"1,keyasint,omitempty"`
+	Boot string `cbor:"2,keyasint,omitempty"`
+	Seq  uint64 `cbor:"3,keyasint,omitempty"`
+}
+
+// Entry is one log entry: commands that share a commit.
+type Entry struct {
+	Origin   Origin
+	At       job.Instant
+	Commands []Command
+}
+
+type wireEntry struct {
+	Origin   Origin        `cbor:"1,keyasint"`
+	At       job.Instant   `cbor:"2,keyasint"`
+	Commands []wireCommand `cbor:"3,keyasint"`
+}
+
+type wireCommand struct {
+	Kind    Kind            `cbor:"1,keyasint"`
+	Version uint8           `cbor:"2,keyasint"`
+	Body    cbor.RawMessage `cbor:"3,keyasint"`
+}
+
+// coders are the one encoding and the one decoding used for the log and for snapshots. Encoding is deterministic, so
+// that equal rows hash equally. Decoding refuses unknown fields: a field that this binary does not know would be
+// dropped in silence. It accepts invalid UTF-8, which encoding lets pass: an entry that is in the log must be readable.
+var encoder, decoder = coders()
+
+func coders() (cbor.EncMode, cbor.DecMode) {
+	enc, err := cbor.CoreDetEncOptions().EncMode()
+	if err != nil {
+		panic(err)
+	}
+	dec, err := cbor.DecOptions{
+		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
+		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
+		UTF8:              cbor.UTF8DecodeInvalid,
+		IndefLength:       cbor.IndefLengthForbidden,
+		TagsMd:            cbor.TagsForbidden,
+		MaxArrayElements:  1 << 20,
+		MaxMapPairs:       1 << 20,
+	}.DecMode()
+	if err != nil {
+		panic(err)
+	}
+	return enc, dec
+}
+
+// codec is how one version of a kind is read.
+type codec struct {
+	kind    Kind
+	version uint8
+	name    string
+	fresh   func() Command
+}
+
+// codecs lists every kind and version that this binary reads. The last version of a kind is the one that it writes.
+var codecs = []codec{
+	{KindRaiseEpoch, 1, "raise_epoch", func() Command { return new(RaiseEpoch) }},
+	{KindGrant, 1, "grant", func() Command { return new(Grant) }},
+	{KindDecide, 1, "decide", func() Command { return new(Decide) }},
+	{KindPutSchedule, 1, "put_schedule", func() Command { return new(PutSchedule) }},
+	{KindDropSchedule, 1, "drop_schedule", func() Command { return new(DropSchedule) }},
+	{KindPauseJob, 1, "pause_job", func() Command { return new(PauseJob) }},
+	{KindPauseNamespace, 1, "pause_namespace", func() Command { return new(PauseNamespace) }},
+	{KindMaintain, 1, "maintain", func() Command { return new(Maintain) }},
+	{KindFlagWorker, 1, "flag_worker", func() Command { return new(FlagWorker) }},
+	{KindSetLimits, 1, "set_limits", func() Command { return new(SetLimits) }},
+	{KindRaiseStore, 1, "raise_store", func() Command { return new(RaiseStore) }},
+	{KindPutJob, 1, "put_job", func() Command { return new(PutJob) }},
+	{KindDeleteJob, 1, "delete_job", func() Command { return new(DeleteJob) }},
+	{KindSubmit, 1, "submit", func() Command { return new(Submit) }},
+	{KindCancel, 1, "cancel", func() Command { return new(Cancel) }},
+	{KindStoreTicks, 1, "store_ticks", func() Command { return new(StoreTicks) }},
+	{KindMove, 1, "move", func() Command { return new(Move) }},
+	{KindPrune, 1, "prune", func() Command { return new(Prune) }},
+}
+
+// Supported answers the newest version of each kind that this binary reads. A new kind or version may be proposed only
+// when every member says that it reads it.
+func Supported() map[Kind]uint8 {
+	m := make(map[Kind]uint8, len(codecs))
+	for _, c := range codecs {
+		m[c.kind] = max(m[c.kind], c.version)
+	}
+	return m
+}
+
+func codecOf(k Kind, version uint8) *codec {
+	for i := range codecs {
+		if codecs[i].kind == k && codecs[i].version == version {
+			return &codecs[i]
+		}
+	}
+	return nil
+}
+
+func currentVersion(k Kind) uint8 {
+	v := uint8(0)
+	for i := range codecs {
+		if codecs[i].kind == k {
+			v = max(v, codecs[i].version)
+		}
+	}
+	return v
+}
+
+// Size estimates the encoded size of an entry of these commands.
+func Size(commands ...Command) int {
+	n := entrySlack
+	for _, c := range commands {
+		n += c.Size() + 16
+	}
+	return n
+}
+
+// EncodeEntry writes an entry in its form on disk. One that is larger than MaxEntryBytes is Invalid, reason too_large.
+func EncodeEntry(origin Origin, at job.Instant, commands ...Command) ([]byte, error) {
+	w := wireEntry{Origin: origin, At: at, Commands: make([]wireCommand, len(commands))}
+	for i, c := range commands {
+		body, err := encoder.Marshal(c)
+		if err != nil {
+			return nil, fmt.Errorf("encode command of kind %d: %w", c.Kind(), err)
+		}
+		w.Commands[i] = wireCommand{Kind: c.Kind(), Version: currentVersion(c.Kind()), Body: body}
+	}
+	body, err := encoder.Marshal(&w)
+	if err != nil {
+		return nil, fmt.Errorf("encode entry: %w", err)
+	}
+	if len(body)+1 > MaxEntryBytes {
+		return nil, job.Errorf(job.Invalid, "too_large", "the request needs a log entry of %d bytes; at most %d fit", len(body)+1, MaxEntryBytes)
+	}
+	data := make([]byte, 1+len(body))
+	data[0] = entryFormat
+	copy(data[1:], body)
+	return data, nil
+}
+
+// DecodeEntry reads what EncodeEntry wrote.
+func DecodeEntry(data []byte) (*Entry, error) {
+	if len(data) == 0 {
+		return nil, fmt.Errorf("read log entry: it is empty")
+	}
+	if data[0] != entryFormat {
+		return nil, fmt.Errorf("read log entry: format %d is not known to this version of muster", data[0])
+	}
+	var w wireEntry
+	if err := decoder.Unmarshal(data[1:], &w); err != nil {
+		return nil, fmt.Errorf("read log entry: %w", err)
+	}
+	e := &Entry{Origin: w.Origin, At: w.At, Commands: make([]Command, len(w.Commands))}
+	for i := range w.Commands {
+		c, err := decodeCommand(w.Commands[i].Kind, w.Commands[i].Version, w.Commands[i].Body)
+		if err != nil {
+			return nil, err
+		}
+		e.Commands[i] = c
+	}
+	return e, nil
+}
+
+func decodeCommand(kind Kind, version uint8, body []byte) (Command, error) {
+	k := codecOf(kind, version)
+	if k == nil {
+		return nil, fmt.Errorf("read log entry: command kind %d version %d is not known to this version of muster", kind, version)
+	}
+	c := k.fresh()
+	if err := decoder.Unmarshal(body, c); err != nil {
+		return nil, fmt.Errorf("read log entry: command %s version %d: %w", k.name, version, err)
+	}
+	return c, nil
+}

@@ -1,0 +1,95 @@
+package fsm
+
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+
+	"github.com/musterhq/muster/job"
+)
+
+// PutJob creates a job of the embedded store, or a new version of it. It answers the *job.Job.
+type PutJob struct {
+	ID        job.JobID   `cbor:"1,keyasint"` // of the job, if it is created
+	Namespace string      `cbor:"2,keyasint"`
+	Name      string      `cbor:"3,keyasint"`
+	Document  []byte      `cbor:"4,keyasint"`           // JSON of job.Document
+	IfVersion uint64      `cbor:"5,keyasint,omitempty"` // 0: whichever
+	NewOnly   bool        `cbor:"6,keyasint,omitempty"`
+	At        job.Instant `cbor:"7,keyasint"`
+}
+
+// Kind implements Command.
+func (*PutJob) Kind() Kind { return KindPutJob }
+
+// Size implements Command.
+func (c *PutJob) Size() int { return 64 + len(c.Namespace) + len(c.Name) + len(c.Document) }
+
+func (c *PutJob) apply(t *tx, _ Meta) Result {
+	spec := new(job.Document)
+	if e := validNames(c.Namespace, c.Name); e != nil {
+		return refuse(e)
+	}
+	if err := json.Unmarshal(c.Document, spec); err != nil || c.ID.IsZero() {
+		return refuse(job.Errorf(job.Invalid, "document", "a job needs an id and a document in JSON"))
+	}
+	name := jobName{c.Namespace, c.Name}
+	old := t.jobs.get(name)
+	var current *versionRow
+	if old != nil {
+		current = t.versions.get(versionID{old.ID, old.Version})
+	}
+	if current != nil && bytes.Equal(current.Document, c.Document) && c.repeats(old) {
+		same := *old
+		same.Spec = current.spec()
+		return Result{Value: &same}
+	}
+	switch {
+	case old != nil && c.NewOnly:
+		return refuse(job.Errorf(job.Conflict, "exists", "the job %q exists already", c.Name))
+	case old == nil && c.IfVersion != 0:
+		return refuse(job.Errorf(job.Conflict, "version", "the job %q does not exist", c.Name))
+	case old != nil && c.IfVersion != 0 && c.IfVersion != old.Version:
+		return refuse(job.Errorf(job.Conflict, "version", "the job %q is at version %d, not %d", c.Name, old.Version, c.IfVersion))
+	case old == nil && t.versions.get(versionID{c.ID, 1}) != nil:
+		return refuse(job.Errorf(job.Conflict, "id", "the id %s belongs to another job", c.ID))
+	}
+	next := job.Job{ID: c.ID, Namespace: c.Namespace, Name: c.Name, Version: 1, CreatedAt: c.At, UpdatedAt: c.At}
+	if old != nil {
+		next.ID, next.Version, next.CreatedAt = old.ID, old.Version+1, old.CreatedAt
+	}
+	row := &versionRow{JobID: next.ID, Version: next.Version, Namespace: c.Namespace, Name: c.Name, From: c.At,
+		CreatedAt: c.At, Document: c.Document}
+	if t.g.DefinitionBytes+versionSize(row) > t.g.Limits.filled().MaxDefinitionBytes {
+		return refuse(job.Errorf(job.Exhausted, "definitions_full", "job definitions take %d bytes; no more fit", t.g.DefinitionBytes))
+	}
+	row.decoded.Store(spec)
+	t.jobs.put(name, &next)
+	t.putVersion(row)
+	if next.Version > KeptVersions {
+		id := versionID{next.ID, next.Version - KeptVersions}
+		if v := t.versions.get(id); v != nil && t.pins.get(id) == nil {
+			t.dropVersion(v)
+		}
+	}
+	full := next
+	full.Spec = spec
+	return Result{Value: &full}
+}
+
+// repeats tells whether the guards allow to answer the job as it is, its document being the one given: they hold, or
+// they held before this very change was made the first time.
+func (c *PutJob) repeats(old *job.Job) bool {
+	if c.NewOnly {
+		return old.ID == c.ID
+	}
+	return c.IfVersion == 0 || c.IfVersion == old.Version || c.IfVersion+1 == old.Version
+}
+
+// validNames refuses what would break the keys of the tables. The full rules are checked where documents are parsed.
+func validNames(namespace, name string) *job.Error {
+	if namespace == "" || name == "" || strings.ContainsRune(namespace, 0) || strings.ContainsRune(name, 0) {
+		return job.Errorf(job.Invalid, "name", "a namespace and a name are needed, without zero bytes")
+	}
+	return nil
+}
