@@ -18,6 +18,7 @@ type cell struct {
 	address string
 	peers   []string           // of other nodes in it
 	members map[string]*Member // by gossip name
+	leaving map[string]bool    // gossip names that said goodbye and are still in members
 	deaths  []time.Time        // within the last deathWindow, oldest first
 }
 
@@ -113,8 +114,9 @@ func (c *cell) NotifyLeave(n *memberlist.Node) {
 	}
 	kind := Died
 	m.State, m.Since = MemberDead, g.cfg.Now()
-	if n.State == memberlist.StateLeft {
+	if c.leaving[n.Name] {
 		kind, m.State = Left, MemberLeft
+		delete(c.leaving, n.Name)
 	} else if !m.Node {
 		c.deaths = append(c.deaths, m.Since)
 	}
@@ -131,6 +133,32 @@ func (c *cell) NotifyUpdate(n *memberlist.Node) {
 	defer c.gossip.mu.Unlock()
 	if m, ok := memberOf(n); ok && c.members[n.Name] != nil {
 		c.members[n.Name].Address, c.members[n.Name].Version = m.Address, m.Version
+	}
+}
+
+// NotifyMsg hears goodbyes.
+func (c *cell) NotifyMsg(b []byte) {
+	name, ok := strings.CutPrefix(string(b), goodbye)
+	if !ok {
+		return
+	}
+	c.gossip.mu.Lock()
+	defer c.gossip.mu.Unlock()
+	if m := c.members[name]; m != nil && m.State == MemberAlive {
+		c.leaving[name] = true
+	}
+}
+
+// goodbye and its gossip name is what a member sends to the nodes before it leaves. memberlist knows who left and who
+// died, but does not tell: the state of the node in its events is never set (v0.7).
+const goodbye = "bye "
+
+func sayGoodbye(list *memberlist.Memberlist) {
+	self := list.LocalNode().Name
+	for _, n := range list.Members() {
+		if m, ok := memberOf(n); ok && m.Node && n.Name != self {
+			_ = list.SendBestEffort(n, []byte(goodbye+self)) // lost, the leaver counts as dead: a rumour like any other
+		}
 	}
 }
 
@@ -187,14 +215,21 @@ func validMemberName(s string) bool {
 	return len(s) > 0 && len(s) <= 128
 }
 
-// meta is memberlist's delegate: it carries the metadata and no messages of ours.
-type meta []byte
+// delegate gives memberlist the metadata and, on a node, hears goodbyes.
+type delegate struct {
+	meta []byte
+	hear func([]byte) // nil on a worker
+}
 
-func (m meta) NodeMeta(limit int) []byte         { return m[:min(len(m), limit)] }
-func (meta) NotifyMsg([]byte)                    {}
-func (meta) GetBroadcasts(int, int) [][]byte     { return nil }
-func (meta) LocalState(bool) []byte              { return nil }
-func (meta) MergeRemoteState(buf []byte, _ bool) {}
+func (d *delegate) NodeMeta(limit int) []byte { return d.meta[:min(len(d.meta), limit)] }
+func (d *delegate) NotifyMsg(b []byte) {
+	if d.hear != nil {
+		d.hear(b)
+	}
+}
+func (*delegate) GetBroadcasts(int, int) [][]byte { return nil }
+func (*delegate) LocalState(bool) []byte          { return nil }
+func (*delegate) MergeRemoteState([]byte, bool)   {}
 
 var errNoSeed = errors.New("no node of the cell could be reached")
 

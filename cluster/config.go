@@ -40,7 +40,7 @@ type Config struct {
 
 	// HeartbeatTimeout is how long a follower waits for its leader before it stands for election, up to twice as long;
 	// ElectionTimeout how long an election may take, not less than the former; LeaderLease how long a leader that reaches
-	// no majority stays one, not more than the former. Defaults 1 s, 1 s and 500 ms; alone 50 ms each, because there is
+	// no majority stays one, not more than the former. Defaults 1 s, 1 s and 500 ms; alone 100 ms each, because there is
 	// nobody to wait for.
 	HeartbeatTimeout, ElectionTimeout, LeaderLease time.Duration
 
@@ -49,7 +49,8 @@ type Config struct {
 	MaxEntryBytes int
 	// MaxEntryCommands ends it as well. Default 1,024.
 	MaxEntryCommands int
-	// MaxInFlight is how many entries may be on their way to disk and followers at once. Default 2.
+	// MaxInFlight is how many entries may be on their way to disk and followers at once. Default 2, so that one is synced
+	// here while the one before is synced elsewhere; alone 1, which was as fast with half the syncs.
 	MaxInFlight int
 	// MaxQueuedCommands and MaxQueuedBytes bound what waits for a place in an entry. Defaults 16,384 and 16 MiB.
 	MaxQueuedCommands, MaxQueuedBytes int
@@ -82,16 +83,16 @@ func (c *Config) alone() bool {
 }
 
 func (c *Config) setDefaults() {
-	heartbeat, lease := time.Second, 500*time.Millisecond
+	heartbeat, lease, inFlight := time.Second, 500*time.Millisecond, 2
 	if c.alone() {
-		heartbeat, lease = 50*time.Millisecond, 50*time.Millisecond
+		heartbeat, lease, inFlight = 100*time.Millisecond, 100*time.Millisecond, 1
 	}
 	or(&c.HeartbeatTimeout, heartbeat)
 	or(&c.ElectionTimeout, max(heartbeat, c.HeartbeatTimeout))
 	or(&c.LeaderLease, min(lease, c.HeartbeatTimeout))
 	or(&c.MaxEntryBytes, 512<<10)
 	or(&c.MaxEntryCommands, 1024)
-	or(&c.MaxInFlight, 2)
+	or(&c.MaxInFlight, inFlight)
 	or(&c.MaxQueuedCommands, 16384)
 	or(&c.MaxQueuedBytes, 16<<20)
 	or(&c.WriteTimeout, 10*time.Second)

@@ -223,10 +223,10 @@ func (g *Gossip) open(ctx context.Context, name string) (*cell, error) {
 	if port != 0 {
 		port += n
 	}
-	c := &cell{name: name, gossip: g, members: map[string]*Member{}}
+	c := &cell{name: name, gossip: g, members: map[string]*Member{}, leaving: map[string]bool{}}
 	c.list, err = join(ctx, memberOptions{
 		cell: name, key: g.key(name), name: g.cfg.NodeID, boot: g.boot, node: true, version: g.cfg.Version,
-		host: host, port: port, advertise: g.cfg.AdvertiseHost, log: g.log.With("cell", name), events: c, alive: c,
+		host: host, port: port, advertise: g.cfg.AdvertiseHost, log: g.log.With("cell", name), events: c, alive: c, hear: c.NotifyMsg,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open gossip %s on %s: %w", name, net.JoinHostPort(host, strconv.Itoa(port)), err)

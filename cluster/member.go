@@ -110,6 +110,7 @@ type memberOptions struct {
 	log                       *slog.Logger
 	events                    memberlist.EventDelegate
 	alive                     memberlist.AliveDelegate
+	hear                      func([]byte)
 }
 
 // join starts a member that knows only itself. The settings are those measured for cells of a thousand on busy hosts;
@@ -130,7 +131,7 @@ func join(ctx context.Context, o memberOptions) (*memberlist.Memberlist, error) 
 	c.HandoffQueueDepth = 4096
 	c.UDPBufferSize = 1400
 	c.TCPTimeout = 5 * time.Second
-	c.Delegate = meta(memberMeta(o.node, o.version))
+	c.Delegate = &delegate{memberMeta(o.node, o.version), o.hear}
 	c.Events, c.Alive = o.events, o.alive
 	c.Logger = log.New(&lineLogger{log: o.log}, "", 0)
 	var err error
@@ -202,6 +203,7 @@ func leave(ctx context.Context, list *memberlist.Memberlist) error {
 		timeout = min(timeout, max(time.Until(until), time.Millisecond))
 	}
 	if ctx.Err() == nil {
+		sayGoodbye(list)
 		_ = list.Leave(timeout) // unheard, the others find out by themselves
 	}
 	return list.Shutdown()
