@@ -127,10 +127,10 @@ func (p *crontabParser) read(r io.Reader) error {
 		if number == 1 {
 			text = strings.TrimPrefix(text, "\ufeff")
 		}
-		if number > MaxCrontabLines {
-			return job.InvalidField("crontab", "the crontab has more than %d lines; split it", MaxCrontabLines)
-		}
 		if text != "" {
+			if number > MaxCrontabLines {
+				return job.InvalidField("crontab", "the crontab has more than %d lines; split it", MaxCrontabLines)
+			}
 			text = strings.TrimSuffix(strings.TrimSuffix(text, "\n"), "\r")
 			p.lines = append(p.lines, crontabLine{number, text, len(text) > MaxCrontabLine})
 		}
@@ -151,7 +151,9 @@ func (p *crontabParser) line(l crontabLine) {
 	case text == "":
 		p.comment = nil
 	case strings.HasPrefix(text, "#"):
-		if text = strings.TrimSpace(strings.TrimLeft(text, "#")); !drawing.MatchString(text) {
+		if text = strings.TrimSpace(strings.TrimLeft(text, "#")); text == "" || drawing.MatchString(text) {
+			p.comment = nil // what stood above was not about the next line
+		} else {
 			p.comment = append(p.comment, text)
 		}
 	case !utf8.ValidString(text):

@@ -47,6 +47,8 @@
 //
 // zone.go has the zones as spans of constant offset, pattern.go an expression as sets of numbers with the search for the
 // next match on a clock that knows no zones, expression.go the way from text to pattern through robfig's parser,
-// ticks.go joins the three. Times on a clock ("wall") and instants are both int64 seconds; only the exported functions
+// ticks.go joins the three. due.go decides by counting ticks, so that a year of missed seconds costs no more than a
+// minute of them. crontab.go reads a crontab, crontab_line.go takes its lines apart, crontab_name.go invents job names;
+// all three guess where they must and say so in notes. Times on a clock ("wall") and instants are both int64 seconds; only the exported functions
 // deal in time.Time. twin_test.go has slow and obvious versions of it all, which random schedules are compared with.
 package timetable

@@ -34,15 +34,15 @@ var fields = [6]struct{ name, use string }{
 }
 
 const (
-	fieldHour      = 2
-	fieldDom       = 3
-	fieldMonth     = 4
-	fieldDow       = 5
-	wholeDay       = 1<<24 - 1
-	secondsAndDate = cron.Second | cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow
+	fieldHour  = 2
+	fieldDom   = 3
+	fieldMonth = 4
+	fieldDow   = 5
+	wholeDay   = 1<<24 - 1
+	allFields  = cron.Second | cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow
 )
 
-var robfig = cron.NewParser(secondsAndDate)
+var robfig = cron.NewParser(allFields)
 
 // parsePattern reads five or six fields, or a descriptor that is short for them.
 //
