@@ -61,7 +61,7 @@ func (a *API) backfill(rq *request, in *InJob) error {
 	}
 	ticks := t.Between((req.Since - 1).Time(), (req.Until - 1).Time(), MaxBackfill+1)
 	if len(ticks) > MaxBackfill {
-		return &job.Error{Code: job.Invalid, Reason: "too_large", Field: "until",
+		return &job.Error{Code: job.Invalid, Reason: "too_many", Field: "until",
 			Message: "more than 1000 ticks lie in this time; fill it in piece by piece"}
 	}
 	answer := BackfillAnswer{ID: req.ID, Items: make([]BatchItem, len(ticks))}

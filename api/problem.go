@@ -23,7 +23,7 @@ const problemType = "application/problem+json"
 
 // Reasons for which HTTP has a status that says more than the code's own.
 const (
-	reasonTooLarge     = "too_large"
+	reasonTooLarge     = "body_too_large"
 	reasonMediaType    = "unsupported_media_type"
 	reasonMethod       = "method_not_allowed"
 	reasonPrecondition = "version_mismatch"

@@ -151,7 +151,7 @@ func (a *API) expectedTicks(ctx context.Context, j *job.Job, mark job.Mark, sinc
 			all = append(all, job.At(at))
 		}
 		if len(all) > MaxVerifyTicks {
-			return nil, &job.Error{Code: job.Invalid, Reason: "too_large", Field: "since",
+			return nil, &job.Error{Code: job.Invalid, Reason: "too_many", Field: "since",
 				Message: "more than 10000 ticks are expected in this time; ask for a shorter one"}
 		}
 	}
