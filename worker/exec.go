@@ -67,8 +67,8 @@ func (c *ExecConfig) Validate() error {
 			}
 		}
 	}
-	if !filepath.IsAbs(c.DataDir) {
-		return job.InvalidField("DataDir", "%q is not an absolute path", c.DataDir)
+	if c.DataDir == "" {
+		return job.InvalidField("DataDir", "it is missing; commands leave their results there")
 	}
 	if c.KillGrace < 0 || c.WaitDelay < 0 || c.MaxOutput < 0 {
 		return job.InvalidField("KillGrace", "durations and sizes are not negative")
@@ -95,9 +95,13 @@ type Exec struct {
 	closed bool
 }
 
-// NewExec checks the configuration; it does no I/O.
+// NewExec checks the configuration; it does no I/O but to make DataDir absolute, for commands start elsewhere.
 func NewExec(cfg ExecConfig) (*Exec, error) {
-	if err := cfg.Validate(); err != nil {
+	err := cfg.Validate()
+	if err != nil {
+		return nil, err
+	}
+	if cfg.DataDir, err = filepath.Abs(cfg.DataDir); err != nil {
 		return nil, err
 	}
 	if cfg.BaseEnv == nil {

@@ -345,7 +345,7 @@ func TestExecAllow(t *testing.T) {
 		})
 	}
 	for _, bad := range []ExecConfig{
-		{DataDir: "/x", Allow: []string{"/a/[b"}}, {DataDir: "/x", Allow: []string{"report"}}, {DataDir: "x"}, {DataDir: "/x", KillGrace: -1},
+		{DataDir: "/x", Allow: []string{"/a/[b"}}, {DataDir: "/x", Allow: []string{"report"}}, {}, {DataDir: "/x", KillGrace: -1},
 	} {
 		if _, err := NewExec(bad); job.CodeOf(err) != job.Invalid {
 			t.Errorf("%+v was accepted: %v", bad, err)

@@ -31,7 +31,7 @@ func TestHelperProcess(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e, err := NewExec(ExecConfig{Allow: []string{"*"}, DataDir: dir, Processes: p})
+		e, err := NewExec(ExecConfig{Allow: []string{"*"}, DataDir: dir, Processes: p, User: os.Getenv("WORKER_TEST_USER")})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -66,9 +66,10 @@ func helper(t *testing.T, kind, dir, script string) *exec.Cmd {
 
 // killedAgent starts an agent with one command, waits until the command has written n process numbers, and kills the
 // agent as hard as it can be.
-func killedAgent(t *testing.T, dir, script string, n int) (pids []int) {
+func killedAgent(t *testing.T, dir, user, script string, n int) (pids []int) {
 	t.Helper()
 	cmd := helper(t, "agent", dir, script)
+	cmd.Env = append(cmd.Env, "WORKER_TEST_USER="+user)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -96,27 +97,36 @@ func killedAgent(t *testing.T, dir, script string, n int) (pids []int) {
 
 func TestKilledAgentLeavesNothing(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	// The command, and a child of it that the parent-death signal does not reach.
-	pids := killedAgent(t, dir, `trap '' TERM; echo $$; sh -c 'echo $$; while :; do sleep 0.05; done'; true`, 2)
-	eventually(t, "the parent-death signal", func() bool { return !alive(pids[0]) })
-	if !alive(pids[1]) {
-		t.Fatal("the child died by itself: this test shows nothing")
+	users := []string{""}
+	if os.Geteuid() == 0 {
+		users = append(users, "nobody") // a change of user clears the parent-death signal if it comes after it
 	}
-	p, err := OpenProcesses(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
-	killed, err := p.KillRecorded(t.Context())
-	if killed != 1 || err != nil {
-		t.Errorf("killed %d, %v", killed, err)
-	}
-	if alive(pids[1]) {
-		t.Error("the child lives on")
-	}
-	if killed, err := p.KillRecorded(t.Context()); killed != 0 || err != nil {
-		t.Errorf("the second time: %d, %v", killed, err)
+	for _, user := range users {
+		t.Run("as "+user, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			// The command, and a child of it that the parent-death signal does not reach.
+			pids := killedAgent(t, dir, user, `trap '' TERM; echo $$; sh -c 'echo $$; while :; do sleep 0.05; done'; true`, 2)
+			eventually(t, "the parent-death signal", func() bool { return !alive(pids[0]) })
+			if !alive(pids[1]) {
+				t.Fatal("the child died by itself: this test shows nothing")
+			}
+			p, err := OpenProcesses(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			killed, err := p.KillRecorded(t.Context())
+			if killed != 1 || err != nil {
+				t.Errorf("killed %d, %v", killed, err)
+			}
+			if alive(pids[1]) {
+				t.Error("the child lives on")
+			}
+			if killed, err := p.KillRecorded(t.Context()); killed != 0 || err != nil {
+				t.Errorf("the second time: %d, %v", killed, err)
+			}
+		})
 	}
 }
 
