@@ -120,6 +120,8 @@ func (s *session) run(ctx context.Context) error {
 	client := workerpb.NewWorkerServiceClient(a.config.HTTPClient, s.address,
 		connect.WithReadMaxBytes(workerpb.MaxMessageBytes), connect.WithAcceptCompression("gzip", nil, nil))
 	rpc := client.Attach(ctx)
+	// While a request's body is open, net/http does not look at its context: closing it is what ends the stream.
+	defer context.AfterFunc(ctx, func() { rpc.CloseRequest() })()
 	a.tail.restart()
 	a.mu.Lock()
 	a.line, a.seat = s, nil
@@ -140,7 +142,6 @@ func (s *session) run(ctx context.Context) error {
 	})
 	s.watch(ctx, cancel)
 	parts.Wait()
-	rpc.CloseRequest()
 	rpc.CloseResponse()
 	a.mu.Lock()
 	a.line, a.seat = nil, nil
