@@ -101,7 +101,8 @@ type proposer struct {
 	slots     chan struct{} // one is taken for each entry in flight
 	done      chan struct{} // closed when both goroutines have ended
 	abandoned chan struct{} // closed when nobody waits for entries any longer
-	seq       uint64        // of the last entry; fill only
+	abandon   sync.Once
+	seq       uint64 // of the last entry; fill only
 }
 
 // proposal is one call of Propose.
@@ -337,7 +338,7 @@ func (p *proposer) close(ctx context.Context) error {
 	default:
 	}
 	p.mu.Unlock()
-	defer close(p.abandoned)
+	defer p.abandon.Do(func() { close(p.abandoned) })
 	select {
 	case <-p.done:
 		return nil
