@@ -137,6 +137,11 @@ func (c *Config) Validate() error {
 			}
 		}
 	}
+	if host, _, err := net.SplitHostPort(d.RaftAddress); err == nil && d.AdvertiseAddress == "" && d.StreamLayer == nil && d.Transport == nil {
+		if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+			return job.InvalidField("AdvertiseAddress", "others cannot reach %q; name the address that they can", d.RaftAddress)
+		}
+	}
 	for _, a := range []struct {
 		field string
 		value time.Duration

@@ -164,8 +164,23 @@ func (n *Node) leadOnce(ctx context.Context, generation uint64, lead func(contex
 	if err := n.Barrier(term); err != nil {
 		return fmt.Errorf("apply what was logged before: %w", err)
 	}
+	if err := n.announceAddress(term); err != nil {
+		return fmt.Errorf("announce the address of this node: %w", err)
+	}
 	n.metrics.terms.Inc()
 	return lead(term)
+}
+
+// announceAddress puts this node's address into the configuration if it has changed, as when a node that was alone is
+// given one.
+func (n *Node) announceAddress(ctx context.Context) error {
+	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
+		if string(s.ID) == n.id && s.Address != n.address && s.Suffrage == raft.Voter {
+			n.log.Info("address of this node changed", "from", s.Address, "to", n.address)
+			return n.await(ctx, func() error { return n.raft.AddVoter(s.ID, n.address, 0, n.cfg.BarrierTimeout).Error() })
+		}
+	}
+	return nil
 }
 
 // Barrier waits until everything that was logged before is applied here. Only a leader can.

@@ -21,6 +21,7 @@ import (
 type Node struct {
 	cfg     Config
 	id      string
+	address raft.ServerAddress
 	log     *slog.Logger
 	state   *fsm.State
 	metrics *metrics
@@ -100,6 +101,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 			_ = c.Close()
 		}
 	})
+	n.address = transport.LocalAddr()
 	if err := n.startRaft(transport); err != nil {
 		return nil, err
 	}
@@ -112,7 +114,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	n.proposer.start()
 	n.goroutines.Go(func() { n.snapshotter(n.closing) })
 	n.guard.signal()
-	n.log.Info("node open", "address", transport.LocalAddr(), "index", n.raft.LastIndex(), "term", n.raft.CurrentTerm())
+	n.log.Info("node open", "address", n.address, "index", n.raft.LastIndex(), "term", n.raft.CurrentTerm())
 	return n, nil
 }
 
@@ -173,7 +175,7 @@ func (n *Node) startRaft(transport raft.Transport) error {
 			return fmt.Errorf("look for raft state: %w", err)
 		}
 		if !known && !n.cfg.Join {
-			servers := []raft.Server{{Suffrage: raft.Voter, ID: config.LocalID, Address: transport.LocalAddr()}}
+			servers := []raft.Server{{Suffrage: raft.Voter, ID: config.LocalID, Address: n.address}}
 			if err := raft.BootstrapCluster(config, cache, stable, n.stores.snaps, transport, raft.Configuration{Servers: servers}); err != nil {
 				return fmt.Errorf("bootstrap: %w", err)
 			}

@@ -148,24 +148,25 @@ func TestValidateNamesTheField(t *testing.T) {
 		t.Fatal(err)
 	}
 	for field, spoil := range map[string]func(*Config){
-		"Dir":              func(c *Config) { c.Memory = nil },
-		"Memory":           func(c *Config) { c.Dir = "x" },
-		"State":            func(c *Config) { c.State = nil },
-		"Logger":           func(c *Config) { c.Logger = nil },
-		"Join":             func(c *Config) { c.Join = true },
-		"RaftAddress":      func(c *Config) { c.RaftAddress = "nowhere" },
-		"AdvertiseAddress": func(c *Config) { c.AdvertiseAddress = "nowhere" },
-		"HeartbeatTimeout": func(c *Config) { c.HeartbeatTimeout = time.Millisecond },
-		"ElectionTimeout":  func(c *Config) { c.HeartbeatTimeout, c.ElectionTimeout = time.Second, time.Millisecond },
-		"LeaderLease":      func(c *Config) { c.LeaderLease = time.Second },
-		"MaxEntryBytes":    func(c *Config) { c.MaxEntryBytes = 2 << 20 },
-		"MaxInFlight":      func(c *Config) { c.MaxInFlight = -1 },
-		"SnapshotBytes":    func(c *Config) { c.SnapshotBytes = -1 },
+		"Dir":               func(c *Config) { c.Memory = nil },
+		"Memory":            func(c *Config) { c.Dir = "x" },
+		"State":             func(c *Config) { c.State = nil },
+		"Logger":            func(c *Config) { c.Logger = nil },
+		"Join":              func(c *Config) { c.Join = true },
+		"RaftAddress":       func(c *Config) { c.RaftAddress = "nowhere" },
+		"AdvertiseAddress":  func(c *Config) { c.AdvertiseAddress = "nowhere" },
+		"AdvertiseAddress ": func(c *Config) { c.RaftAddress = "0.0.0.0:7000" },
+		"HeartbeatTimeout":  func(c *Config) { c.HeartbeatTimeout = time.Millisecond },
+		"ElectionTimeout":   func(c *Config) { c.HeartbeatTimeout, c.ElectionTimeout = time.Second, time.Millisecond },
+		"LeaderLease":       func(c *Config) { c.LeaderLease = time.Second },
+		"MaxEntryBytes":     func(c *Config) { c.MaxEntryBytes = 2 << 20 },
+		"MaxInFlight":       func(c *Config) { c.MaxInFlight = -1 },
+		"SnapshotBytes":     func(c *Config) { c.SnapshotBytes = -1 },
 	} {
 		c := good
 		spoil(&c)
 		var e *job.Error
-		if err := c.Validate(); !errors.As(err, &e) || e.Field != field || e.Code != job.Invalid {
+		if err := c.Validate(); !errors.As(err, &e) || e.Field != strings.TrimSpace(field) || e.Code != job.Invalid {
 			t.Errorf("%s: %v", field, err)
 		}
 	}
@@ -239,6 +240,104 @@ func TestRunEndsWithClose(t *testing.T) {
 			t.Error("propose on a closed node:", err)
 		}
 	})
+}
+
+// TestCloseOnAHungDisk: Close says what it leaves behind and returns.
+func TestCloseOnAHungDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newSickDisk()
+		n, err := tryOpen(t, Config{Memory: d.memory("a"), WriteTimeout: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		awaitLeading(t, n)
+		d.hang()
+		answer := make(chan error, 1)
+		go func() { _, err := n.Propose(context.Background(), &fsm.RaiseEpoch{}); answer <- err }()
+		synctest.Wait()
+		start := time.Now()
+		err = n.Close()
+		if err == nil || !strings.Contains(err.Error(), "entries on their way to the log did not end") || time.Since(start) > 11*time.Second {
+			t.Errorf("after %s: %v", time.Since(start), err)
+		}
+		if again := n.Close(); again != err {
+			t.Error("the second Close:", again)
+		}
+		if err := <-answer; job.CodeOf(err) != job.Unknown {
+			t.Error(err)
+		}
+		d.heal() // so that what was left behind can end with the test
+	})
+}
+
+// TestOverTCP: three nodes with files and sockets elect, and survive the loss of the leader.
+func TestOverTCP(t *testing.T) {
+	var nodes []*Node
+	var peers []Peer
+	for range 3 {
+		n := open(t, Config{Dir: t.TempDir(), RaftAddress: "127.0.0.1:0", Join: true,
+			HeartbeatTimeout: 200 * time.Millisecond, ElectionTimeout: 200 * time.Millisecond, LeaderLease: 100 * time.Millisecond})
+		nodes = append(nodes, n)
+		peers = append(peers, Peer{n.ID(), string(n.address)})
+	}
+	for _, n := range nodes {
+		if err := n.Bootstrap(t.Context(), peers); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := nodes[0].Bootstrap(t.Context(), peers); job.CodeOf(err) != job.Conflict {
+		t.Error("a second bootstrap:", err)
+	}
+	leader := func(but *Node) *Node {
+		deadline := time.After(20 * time.Second)
+		for {
+			for _, n := range nodes {
+				if n != but && n.Leading() {
+					return n
+				}
+			}
+			select {
+			case <-time.After(10 * time.Millisecond):
+			case <-deadline:
+				t.Fatal("nobody leads")
+			}
+		}
+	}
+	first := leader(nil)
+	if _, err := first.Control().RaiseEpoch(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second := leader(first)
+	if got, err := second.Control().RaiseEpoch(t.Context(), 0); err != nil || got != 2 {
+		t.Error(got, err)
+	}
+	if s := second.Status(); s.Role != "leader" || len(s.Servers) != 3 || s.LeaderID != second.ID() || s.Address != string(second.address) {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestAloneIsGivenAnAddress: a cluster of one that is opened with an address tells it to those who will join.
+func TestAloneIsGivenAnAddress(t *testing.T) {
+	dir := t.TempDir()
+	n := open(t, Config{Dir: dir})
+	awaitLeading(t, n)
+	_ = n.Close()
+	n = open(t, Config{Dir: dir, RaftAddress: "127.0.0.1:0", HeartbeatTimeout: 50 * time.Millisecond})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	err := n.Run(ctx, func(context.Context) error {
+		if got := n.Status().Servers; len(got) != 1 || got[0].Address != string(n.address) || !got[0].Voter {
+			t.Errorf("%+v", got)
+		}
+		cancel()
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
 }
 
 // TestSnapshots: bytes of log make a snapshot, the log behind it is cut, and a restart needs both.

@@ -208,6 +208,7 @@ func (p *proposer) withdraw(c *proposal) bool {
 	c.state = withdrawn
 	p.commands -= len(c.commands)
 	p.bytes -= c.size
+	c.commands = nil // its place may wait for long
 	return true
 }
 

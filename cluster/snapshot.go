@@ -63,7 +63,7 @@ func (n *Node) Snapshot(ctx context.Context) error {
 	size := n.planSnapshot()
 	n.metrics.snapshots.Observe(took.Seconds())
 	n.metrics.snapshotBytes.Set(float64(size))
-	n.log.Info("snapshot taken", "index", n.raft.LastIndex(), "bytes", size, "log_bytes", bytes, "took", took)
+	n.log.Info("snapshot taken", "last_index", n.raft.LastIndex(), "bytes", size, "log_bytes", bytes, "took", took)
 	return nil
 }
 
