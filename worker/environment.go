@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
 	"os"
@@ -290,7 +291,7 @@ func (e *Exec) newResultFile(f job.Fence, as *account) (resultFile, error) {
 	if as == nil {
 		return resultFile{path: filepath.Join(e.resultsDir(), fenceText(f)+".json"), owner: -1}, nil
 	}
-	dir, err := os.MkdirTemp("", "muster-result-")
+	dir, err := os.MkdirTemp("", e.foreignResults())
 	if err != nil {
 		return resultFile{}, err
 	}
@@ -299,6 +300,25 @@ func (e *Exec) newResultFile(f job.Fence, as *account) (resultFile, error) {
 		return resultFile{}, err
 	}
 	return resultFile{path: filepath.Join(dir, "result.json"), dir: dir, owner: int(as.uid)}, nil
+}
+
+// foreignResults begins the names of such directories; it differs between workers, which may share a machine.
+func (e *Exec) foreignResults() string {
+	return fmt.Sprintf("muster-result-%08x-", crc32.Checksum([]byte(e.cfg.DataDir), castagnoli))
+}
+
+// clearResults removes what a killed predecessor left.
+func (e *Exec) clearResults() error {
+	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), e.foreignResults()+"*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range append(dirs, e.resultsDir()) {
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // read is the result, nil if there is none. The file's name is in the hands of the command, so what is read must be a

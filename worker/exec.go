@@ -148,7 +148,7 @@ func (e *Exec) open() error {
 	if e.opened {
 		return nil
 	}
-	if err := os.RemoveAll(e.resultsDir()); err != nil {
+	if err := e.clearResults(); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(e.resultsDir(), 0o700); err != nil {

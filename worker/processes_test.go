@@ -126,6 +126,14 @@ func TestKilledAgentLeavesNothing(t *testing.T) {
 			if killed, err := p.KillRecorded(t.Context()); killed != 0 || err != nil {
 				t.Errorf("the second time: %d, %v", killed, err)
 			}
+			// The next agent also removes the files that results were to be left in.
+			e := newExec(t, func(c *ExecConfig) { c.DataDir = dir })
+			write(t, e.resultsDir(), "x")
+			wantOutcome(t, e.Execute(t.Context(), assignmentOf(sh("true")), io.Discard), job.AttemptSucceeded, 0, false)
+			left, err := filepath.Glob(filepath.Join(os.TempDir(), e.foreignResults()+"*"))
+			if n := countFiles(t, e.resultsDir()); n != 0 || len(left) != 0 || err != nil {
+				t.Errorf("left: %d files, %v, %v", n, left, err)
+			}
 		})
 	}
 }
