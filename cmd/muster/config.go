@@ -1,0 +1,229 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/knadh/koanf/parsers/yaml"
+	"github.com/knadh/koanf/providers/env/v2"
+	"github.com/knadh/koanf/providers/file"
+	"github.com/knadh/koanf/v2"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// Flags are the one list of settings: file and environment only fill in those that the command line leaves out.
+
+// notConfigurable marks a flag that belongs to one call and would do harm as a standing setting.
+const notConfigurable = "muster-not-configurable"
+
+// ofOneCall marks flags so.
+func ofOneCall(flags *pflag.FlagSet, names ...string) {
+	for _, name := range names {
+		f := flags.Lookup(name)
+		if f.Annotations == nil {
+			f.Annotations = map[string][]string{}
+		}
+		f.Annotations[notConfigurable] = []string{}
+	}
+}
+
+// describesRun are names that a worker sets for the work it runs (package worker, environment.go). Taken for flags, they
+// would make `muster run list` within a run silently list only its own job.
+var describesRun = []string{"attempt", "fence", "job", "payload", "result-file", "root-id", "run-id", "scheduled-at", "task"}
+
+// noKeyDelimiter keeps koanf from reading structure into keys: labels have dots in them.
+const noKeyDelimiter = "\x00"
+
+// settle fills in the flags that were not given and checks the global ones.
+func (c *cli) settle(cmd *cobra.Command) error {
+	if cmd.Name() == "completion" || cmd.Name() == "help" {
+		return nil
+	}
+	path := c.config
+	if path == "" {
+		path = c.getenv("MUSTER_CONFIG")
+	}
+	if err := c.configure(cmd, path); err != nil {
+		return err
+	}
+	c.namespaceGiven = cmd.Flags().Changed("namespace")
+	c.color = !c.noColor && c.getenv("NO_COLOR") == "" && c.getenv("TERM") != "dumb" && isTerminal(c.stdout)
+	return c.checkGlobals()
+}
+
+func (c *cli) checkGlobals() error {
+	if !slices.Contains(formats, c.format) {
+		return usageErrorf("--output: %q is not a form of output; use %s", clip(c.format, 64), listOr(formats))
+	}
+	return nil
+}
+
+// checkAddresses is for the commands that ask a node.
+func (c *cli) checkAddresses() error {
+	if len(c.addresses) == 0 {
+		return usageErrorf("--address: the address of a node is missing; write one such as http://127.0.0.1:8080")
+	}
+	for i, a := range c.addresses {
+		a = strings.TrimRight(strings.TrimSpace(a), "/")
+		if u, err := url.Parse(a); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			return usageErrorf("--address: %q is not the address of a node; write one such as http://127.0.0.1:8080", clip(a, 128))
+		}
+		c.addresses[i] = a
+	}
+	return nil
+}
+
+// configure reads file and environment into the flags of cmd.
+func (c *cli) configure(cmd *cobra.Command, path string) error {
+	known := map[string]bool{}
+	knownFlags(cmd.Root(), known)
+	fromFile, err := readConfig(path, known)
+	if err != nil {
+		return err
+	}
+	fromEnv := koanf.New(noKeyDelimiter)
+	if err := fromEnv.Load(env.Provider(noKeyDelimiter, env.Opt{
+		Prefix: "MUSTER_", EnvironFunc: func() []string { return c.env },
+		TransformFunc: func(name, value string) (string, any) {
+			key := strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(name, "MUSTER_")), "_", "-")
+			// Others set variables of this prefix too (Kubernetes does, for a service of our name): unknown ones are let be.
+			if value == "" || !known[key] || slices.Contains(describesRun, key) {
+				return "", nil
+			}
+			return key, value
+		},
+	}), nil); err != nil {
+		return fmt.Errorf("read the environment: %w", err)
+	}
+	for _, source := range []struct {
+		values map[string]any
+		name   func(key string) string
+	}{
+		{fromEnv.Raw(), envName},
+		{fromFile, func(key string) string { return key + " in " + path }},
+	} {
+		for _, key := range slices.Sorted(maps.Keys(source.values)) {
+			f := cmd.Flags().Lookup(key)
+			if f == nil || f.Changed || f.Annotations[notConfigurable] != nil {
+				continue // of another command, or given already
+			}
+			if err := setFlag(cmd.Flags(), f, source.values[key]); err != nil {
+				return usageErrorf("%s: %v", source.name(key), err)
+			}
+		}
+	}
+	return nil
+}
+
+func envName(key string) string {
+	return "MUSTER_" + strings.ToUpper(strings.ReplaceAll(key, "-", "_"))
+}
+
+// readConfig reads the file and refuses what no command knows.
+func readConfig(path string, known map[string]bool) (map[string]any, error) {
+	if path == "" {
+		return nil, nil
+	}
+	k := koanf.New(noKeyDelimiter)
+	if _, err := file.Provider(path).ReadBytes(); err != nil {
+		return nil, fileError("the configuration file", path, err)
+	}
+	if err := k.Load(file.Provider(path), yaml.Parser()); err != nil {
+		return nil, usageErrorf("the configuration file %s is not valid YAML: %s", path, strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	values := k.Raw()
+	for _, key := range slices.Sorted(maps.Keys(values)) {
+		if known[key] {
+			continue
+		}
+		if near := nearest(strings.ReplaceAll(key, "_", "-"), slices.Collect(maps.Keys(known))); near != "" {
+			return nil, usageErrorf("the configuration file %s: there is no setting %q; did you mean %q?", path, clip(key, 64), near)
+		}
+		return nil, usageErrorf("the configuration file %s: there is no setting %q; settings have the names of flags", path, clip(key, 64))
+	}
+	return values, nil
+}
+
+// knownFlags collects the names of all flags of all commands that may stand in a file.
+func knownFlags(cmd *cobra.Command, into map[string]bool) {
+	add := func(f *pflag.Flag) {
+		if f.Name != "help" && f.Name != "config" && f.Annotations[notConfigurable] == nil {
+			into[f.Name] = true
+		}
+	}
+	cmd.LocalFlags().VisitAll(add)
+	for _, child := range cmd.Commands() {
+		knownFlags(child, into)
+	}
+}
+
+// setFlag sets a flag from a value of YAML or of the environment. Flags that can be repeated take lists, texts separated
+// by commas, and mappings as key=value.
+func setFlag(flags *pflag.FlagSet, f *pflag.Flag, value any) error {
+	var texts []string
+	_, many := f.Value.(pflag.SliceValue)
+	switch v := value.(type) {
+	case nil:
+		return nil
+	case []any:
+		for _, item := range v {
+			s, err := scalar(item)
+			if err != nil {
+				return err
+			}
+			texts = append(texts, s)
+		}
+	case map[string]any:
+		for _, k := range slices.Sorted(maps.Keys(v)) {
+			s, err := scalar(v[k])
+			if err != nil {
+				return err
+			}
+			texts = append(texts, k+"="+s)
+		}
+	default:
+		s, err := scalar(v)
+		if err != nil {
+			return err
+		}
+		if texts = []string{s}; many {
+			texts = strings.Split(s, ",")
+		}
+	}
+	if !many && len(texts) != 1 {
+		return fmt.Errorf("this takes one value, not a list")
+	}
+	for _, s := range texts {
+		if err := flags.Set(f.Name, strings.TrimSpace(s)); err != nil {
+			return fmt.Errorf("%q is not %s", clip(s, 64), kindOf(f))
+		}
+	}
+	return nil
+}
+
+func scalar(v any) (string, error) {
+	switch v := v.(type) {
+	case string:
+		return v, nil
+	case bool:
+		return strconv.FormatBool(v), nil
+	case int, int64, uint64:
+		return fmt.Sprint(v), nil
+	case float64:
+		return strconv.FormatFloat(v, 'f', -1, 64), nil
+	}
+	return "", fmt.Errorf("a %T has no meaning here; write plain text or a list", v)
+}
+
+// listOr writes "a, b or c".
+func listOr(words []string) string {
+	if len(words) < 2 {
+		return strings.Join(words, "")
+	}
+	return strings.Join(words[:len(words)-1], ", ") + " or " + words[len(words)-1]
+}
