@@ -107,9 +107,9 @@ func (t *Term) Epoch() job.Epoch { return t.epoch }
 
 // Run works until ctx ends, or until a newer epoch fences this one, which is an error. When it returns, all of the term's
 // work has wholly ended.
-func (t *Term) Run(ctx context.Context) error {
+func (t *Term) Run(reign context.Context) error {
 	t.Logger.Info("this node leads", "epoch", t.epoch, "schedules", t.clock.Jobs(), "leases", len(t.fleet.Leases()))
-	g, ctx := errgroup.WithContext(ctx)
+	g, ctx := errgroup.WithContext(reign)
 	g.Go(func() error { return t.clock.Run(ctx) })
 	g.Go(func() error { return t.clock.RunStore(ctx) })
 	g.Go(func() error { return t.dispatch(ctx) })
@@ -120,6 +120,9 @@ func (t *Term) Run(ctx context.Context) error {
 	g.Go(func() error { return t.cancel(ctx) })
 	g.Go(func() error { <-ctx.Done(); t.settler.Stop(); return nil })
 	err := g.Wait()
+	if reign.Err() != nil {
+		err = nil // the parts were told to stop: whatever they say of it
+	}
 	t.Logger.Info("this node no longer leads", "epoch", t.epoch, "err", err)
 	return err
 }

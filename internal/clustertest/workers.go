@@ -325,3 +325,28 @@ func (w *Workers) Acknowledge(_ context.Context, acks []job.Ack) {
 		}
 	}
 }
+
+// Describe says what the workers know of a run, for a test's failure message.
+func (w *Workers) Describe(id job.RunID) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := ""
+	for _, h := range w.History {
+		if h.Run == id {
+			s += fmt.Sprintf("started on %s at %s under %d, ended %s; ", h.Worker, h.At.Format("04:05.000"), h.Fence, h.End.Format("04:05.000"))
+		}
+	}
+	for name, a := range w.agents {
+		for f, x := range a.attempts {
+			if x.RunID == id {
+				s += fmt.Sprintf("%s (session %s, attached %t) runs it under %d; ", name, a.session, w.sessions[a.session] == a, f)
+			}
+		}
+		for f, o := range a.results {
+			if o.RunID == id {
+				s += fmt.Sprintf("%s (session %s, attached %t) has its result under %d; ", name, a.session, w.sessions[a.session] == a, f)
+			}
+		}
+	}
+	return s
+}

@@ -32,11 +32,11 @@ func (c *Clock) decide(ctx context.Context, e *entry, now job.Instant) ([]job.Ti
 
 // decision collects what is decided of one job.
 type decision struct {
-	clock   *Clock
-	ctx     context.Context
-	mark    *job.Mark
-	now     job.Instant
-	ticks   []job.Tick
+	clock *Clock
+	ctx   context.Context
+	mark  *job.Mark
+	now   job.Instant
+	ticks []job.Tick
 
 	looked  bool // active and waiting are known
 	active  []job.RunID

@@ -34,6 +34,7 @@ type Queue interface {
 // Control records grants.
 type Control interface {
 	Grant(ctx context.Context, epoch job.Epoch, grants []job.Grant, ended []job.EndedGrant) (refused []int, err error)
+	Grants() []job.Grant
 	Paused(id job.JobID, namespace string) job.Reason
 }
 
@@ -174,6 +175,7 @@ func (d *Dispatcher) candidates(ctx context.Context, entries []job.QueueEntry, n
 	for i := range entries {
 		ids[i] = entries[i].RunID
 	}
+	d.Fleet.BeginRead()
 	runs, err := d.Store.Load(ctx, ids)
 	if err != nil {
 		return nil, err
@@ -273,10 +275,8 @@ func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, no
 		return 0, 0, err
 	}
 	if len(refused) > 0 {
-		d.Logger.Error("raft holds leases that this term does not know", "count", len(refused))
-		for _, i := range refused {
-			d.Fleet.Unreserve(grants[i : i+1])
-		}
+		d.Logger.Error("raft holds leases that this term did not know; it takes them over", "count", len(refused))
+		d.adopt(grants, refused)
 		grants, sessions, placed = without(grants, refused), without(sessions, refused), without(placed, refused)
 	}
 	leases := make([]fleet.Lease, len(grants))
@@ -301,11 +301,14 @@ func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, no
 	return len(grants) - len(back), len(back), nil
 }
 
-// record commits the grants. An unknown outcome is resolved by repeating: a grant that is there already is the same one.
+// record commits the grants. An unknown outcome is resolved by repeating until there is a known one: a grant that is there
+// already is the same one, but "nothing happened" said of the repetition says nothing of the first try.
 func (d *Dispatcher) record(ctx context.Context, grants []job.Grant, ended []job.EndedGrant) ([]int, error) {
+	unknown := false
 	for {
 		refused, err := d.Control.Grant(ctx, d.Epoch, grants, ended)
-		if job.CodeOf(err) != job.Unknown || ctx.Err() != nil {
+		unknown = unknown || job.CodeOf(err) == job.Unknown
+		if err == nil || !unknown || job.CodeOf(err) == job.Fenced || ctx.Err() != nil {
 			return refused, err
 		}
 		d.Logger.Warn("repeating grants whose commit is unknown", "count", len(grants), "err", err)
@@ -315,6 +318,22 @@ func (d *Dispatcher) record(ctx context.Context, grants []job.Grant, ended []job
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+}
+
+// adopt takes leases over that Raft holds and this term did not know: whatever they come from, they must run out.
+func (d *Dispatcher) adopt(grants []job.Grant, refused []int) {
+	runs := make(map[job.RunID]bool, len(refused))
+	for _, i := range refused {
+		d.Fleet.Unreserve(grants[i : i+1])
+		runs[grants[i].RunID] = true
+	}
+	var unknown []job.Grant
+	for _, g := range d.Control.Grants() {
+		if _, known := d.Fleet.Lease(g.RunID); runs[g.RunID] && !known {
+			unknown = append(unknown, g)
+		}
+	}
+	d.Fleet.Resume(unknown)
 }
 
 func (d *Dispatcher) nextFence() job.Fence {

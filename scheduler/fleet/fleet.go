@@ -28,7 +28,8 @@ type Fleet struct {
 	reserved map[job.RunID]*reservation
 	moving   map[job.RunID]struct{}
 	held     map[holdKey]int
-	ended    []job.EndedGrant // not yet told to Raft
+	touched  map[job.RunID]struct{} // moved, or its lease ended, since BeginRead
+	ended    []job.EndedGrant       // not yet told to Raft
 	freed    chan struct{}
 }
 
@@ -74,7 +75,7 @@ func New(now func() job.Instant, elapsed func() time.Duration, flag func(worker 
 	return &Fleet{
 		now: now, elapsed: elapsed, flag: flag,
 		workers: map[string]*worker{}, sessions: map[job.SessionID]*worker{}, leases: map[job.RunID]*Lease{},
-		reserved: map[job.RunID]*reservation{}, moving: map[job.RunID]struct{}{}, held: map[holdKey]int{},
+		reserved: map[job.RunID]*reservation{}, moving: map[job.RunID]struct{}{}, held: map[holdKey]int{}, touched: map[job.RunID]struct{}{},
 		freed: make(chan struct{}, 1),
 	}
 }
@@ -269,6 +270,7 @@ func (f *Fleet) End(id job.RunID, fence job.Fence) bool {
 
 func (f *Fleet) close(l *Lease) {
 	delete(f.leases, l.RunID)
+	f.touched[l.RunID] = struct{}{}
 	w := f.workers[l.Worker]
 	delete(w.fences, l.Fence)
 	if !l.released {
@@ -373,7 +375,16 @@ func (f *Fleet) LetGo(ids ...job.RunID) {
 	defer f.mu.Unlock()
 	for _, id := range ids {
 		delete(f.moving, id)
+		f.touched[id] = struct{}{}
 	}
+}
+
+// BeginRead is called by the dispatcher before it reads rows: a run that somebody moves from now on is refused by
+// Reserve, because the row may say that it is queued when it has ended meanwhile.
+func (f *Fleet) BeginRead() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.touched)
 }
 
 // Stop asks for a run to be stopped. With a lease it answers the order for the worker; while a grant is on its way the

@@ -149,7 +149,8 @@ func (f *Fleet) Capacity(lanes []job.LaneKey) (perLane []int, total int) {
 }
 
 // Reserve places candidates and reserves what they take: seat is the index of each candidate's seat in seats, or -1. A
-// candidate that is in somebody's hand already gets -2: its entry is stale or doubled (Q3) and is dropped. The fences
+// candidate that is in somebody's hand, or was since BeginRead, gets -2: its entry is stale or doubled (Q3) and is dropped;
+// whoever had it queues it again if it goes on. The fences
 // are given by next, in order.
 func (f *Fleet) Reserve(candidates []Candidate, now job.Instant, next func() job.Fence) (grants []job.Grant, sessions []job.SessionID, seat []int) {
 	f.mu.Lock()
@@ -159,7 +160,8 @@ func (f *Fleet) Reserve(candidates []Candidate, now job.Instant, next func() job
 	seat = make([]int, len(candidates))
 	for i, c := range candidates {
 		_, moving := f.moving[c.Run.ID]
-		if moving || f.leases[c.Run.ID] != nil || f.reserved[c.Run.ID] != nil {
+		_, touched := f.touched[c.Run.ID]
+		if moving || touched || f.leases[c.Run.ID] != nil || f.reserved[c.Run.ID] != nil {
 			seat[i] = -2
 			continue
 		}

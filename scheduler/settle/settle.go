@@ -424,10 +424,15 @@ func (s *Settler) after(ctx context.Context, moved []job.Moved) error {
 		s.Settled(ended)
 	}
 	s.Wake()
-	if len(release) > 0 {
-		return s.Move(ctx, release)
+	if len(release) == 0 {
+		return nil
 	}
-	return nil
+	err := s.Move(ctx, release)
+	if err != nil && job.CodeOf(err) != job.Fenced {
+		s.Logger.Warn("releasing runs that waited is left to the reconciler", "count", len(release), "err", err)
+		return nil
+	}
+	return err
 }
 
 // Move moves runs that have no lease, each in the hand of the mover; those in another hand are left for later.
