@@ -1,0 +1,65 @@
+# What is done in this tree, from a clean clone on. Needed are Go (the version in go.mod), make and git; `make generate`
+# needs protoc besides. `make` alone explains itself.
+
+GO       ?= go
+PKG      ?= ./...
+DATA     ?= bin/dev-data
+HTTP     ?= 127.0.0.1:8080
+# Tests measure leases, elections and clocks. More packages at once than this, on a small machine, wait for each other.
+PARALLEL ?= 2
+BENCH    ?= .
+BENCHTIME ?= 1s
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# The go tool writes the revision into the binary, for `muster version`. It fails where git does not answer for the tree
+# (an archive, a tree owned by somebody else), so there it is told not to ask.
+VCS = $(if $(shell git rev-parse HEAD 2>/dev/null),auto,false)
+
+.DEFAULT_GOAL := help
+.PHONY: help build run deps test race lint bench generate clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo 'PKG=./job/... narrows test, race, lint and bench. BENCH=REGEXP and BENCHTIME=1x are for bench,'
+	@echo 'DATA=DIR and HTTP=HOST:PORT for run.'
+
+build: ## Build bin/muster, one static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(VCS) -o bin/muster ./cmd/muster
+
+run: build ## Run a node with a worker on this machine, until Ctrl-C
+	bin/muster dev --data $(DATA) --http $(HTTP)
+
+deps: ## Fetch what building and testing need
+	@command -v $(GO) >/dev/null || { echo 'Go is missing: install it from https://go.dev/dl/ or with your system (golang-go), then try again.' >&2; exit 1; }
+	@echo "Fetching the Go modules that go.mod names, into $$($(GO) env GOMODCACHE). Nothing else is installed."
+	$(GO) mod download
+
+# Without the network, the list fails exactly when a module is missing.
+missing = ! command -v $(GO) >/dev/null || ! GOPROXY=off $(GO) list -deps -test ./... >/dev/null 2>&1
+
+test: ## Run all tests
+	@if $(missing); then $(MAKE) --no-print-directory deps; fi
+	$(GO) test -timeout 10m -p $(PARALLEL) $(PKG)
+
+race: ## Run all tests under the race detector; needs a C compiler
+	@if $(missing); then $(MAKE) --no-print-directory deps; fi
+	CGO_ENABLED=1 $(GO) test -race -timeout 20m -p $(PARALLEL) $(PKG)
+
+lint: ## Check format, vet and staticcheck (settings: staticcheck.conf)
+	@unformatted=$$(gofmt -l $$(git ls-files -- '*.go')); \
+		if [ -n "$$unformatted" ]; then echo "gofmt would change:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet $(PKG)
+	$(GO) run $(STATICCHECK) $(PKG)
+
+bench: ## Run the benchmarks
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -benchtime $(BENCHTIME) -timeout 60m -p 1 $(PKG)
+
+generate: ## Generate the protocols' Go code again; needs protoc (protobuf-compiler)
+	@command -v protoc >/dev/null || { echo 'protoc is missing: install it with your system (Debian: apt-get install protobuf-compiler), then try again.' >&2; exit 1; }
+	$(GO) build -o bin/ google.golang.org/protobuf/cmd/protoc-gen-go connectrpc.com/connect/cmd/protoc-gen-connect-go
+	PATH="$(CURDIR)/bin:$$PATH" protoc --go_out=. --go_opt=paths=source_relative \
+		--connect-go_out=. --connect-go_opt=paths=source_relative,package_suffix= $(shell git ls-files '*.proto')
+
+clean: ## Remove what was built, and the data of make run
+	rm -rf bin
