@@ -54,6 +54,8 @@ type Options struct {
 	History time.Duration
 	// Worker runs an agent inside the process; nil: none.
 	Worker *WorkerOptions
+	// WorkEnv is the environment that commands of the node's own worker start from, as KEY=VALUE; MUSTER_* are left out.
+	WorkEnv []string
 	// Ready is told the API's URL once the node takes requests; may be nil.
 	Ready func(url string)
 	// Now is the wall clock; default time.Now.

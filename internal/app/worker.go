@@ -1,8 +1,185 @@
 package app
 
-import "context"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/musterhq/muster/client"
+	"github.com/musterhq/muster/cluster"
+	"github.com/musterhq/muster/job"
+	"github.com/musterhq/muster/worker"
+)
 
 // WorkerOptions are an agent's settings.
-type WorkerOptions struct{}
+type WorkerOptions struct {
+	// Name is the worker's, unique in the cluster. In a node's own worker the default is the node's name.
+	Name string
+	// DataDir holds the worker's result spool and process table. In a node's own worker the default is DataDir/worker.
+	DataDir string
+	// Join lists the API addresses of all nodes. A node's own worker joins the node.
+	Join []string
+	// Labels are what selectors match; Slots how much runs at once, 0: the number of CPUs.
+	Labels map[string]string
+	Slots  int
+	// Exec and HTTP say what may be executed; nil: nothing of that kind. A node's own worker, whose node serves nobody
+	// but this machine's users, may execute everything.
+	Exec *worker.ExecConfig
+	HTTP *worker.HTTPConfig
+	// Version is the binary's; Logger is required.
+	Version string
+	Logger  *slog.Logger
+	// Attached is told when the worker joined; may be nil.
+	Attached func(address string)
+}
 
-func (n *node) runWorker(ctx context.Context) error { <-ctx.Done(); return nil }
+// runWorker runs the node's own worker.
+func (n *node) runWorker(ctx context.Context) error {
+	if err := n.awaitReady(ctx); err != nil {
+		return nil // the node stops
+	}
+	o := *n.Worker
+	o.Name = cmpOr(o.Name, n.Name)
+	o.DataDir = cmpOr(o.DataDir, filepath.Join(n.DataDir, "worker"))
+	o.Join = []string{n.url}
+	o.Version, o.Logger = n.Version, n.Logger
+	if o.Exec == nil {
+		o.Exec = &worker.ExecConfig{Allow: []string{"*"}, AllowUsers: []string{"*"}, BaseEnv: n.WorkEnv, AllowEnvFiles: []string{"*"}}
+	}
+	if o.HTTP == nil {
+		o.HTTP = &worker.HTTPConfig{AllowPrivate: true}
+	}
+	return RunWorker(ctx, o)
+}
+
+// RunWorker is the whole agent process: it joins, attaches, and returns when ctx has ended and its work is done or given
+// back, or with the reason why it could not start or go on.
+func RunWorker(ctx context.Context, o WorkerOptions) error {
+	if o.Logger == nil {
+		return job.InvalidField("logger", "a logger is needed")
+	}
+	api, err := client.New(client.Config{Addresses: o.Join})
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	answer, err := join(ctx, api, o)
+	if err != nil || answer == nil {
+		return err
+	}
+	agent, err := worker.New(worker.Config{
+		Name: o.Name, DataDir: o.DataDir, Addresses: streams(o.Join, answer.Streams), Labels: o.Labels, Slots: o.Slots, Version: o.Version,
+		Exec: o.Exec, HTTP: o.HTTP, Logger: o.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return agent.Run(ctx) })
+	g.Go(func() error { return gossip(ctx, api, o, answer) })
+	if o.Attached != nil {
+		o.Attached(answer.Streams[0])
+	}
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// join asks until a node answers or ctx ends (then the answer is nil): a worker may be started before its nodes.
+func join(ctx context.Context, api *client.Client, o WorkerOptions) (*client.JoinAnswer, error) {
+	pause := 200 * time.Millisecond
+	for {
+		answer, err := api.Join(ctx, client.JoinRequest{Name: o.Name, Version: o.Version})
+		switch code := job.CodeOf(err); {
+		case err == nil && len(answer.Streams) > 0:
+			return answer, nil
+		case ctx.Err() != nil:
+			return nil, nil
+		case err != nil && code != job.Unavailable && code != job.Unknown && code != job.Exhausted:
+			return nil, fmt.Errorf("join the cluster: %w", err)
+		}
+		o.Logger.Warn("no node lets this worker join yet", "addresses", o.Join, "err", err)
+		select {
+		case <-ctx.Done():
+			return nil, nil
+		case <-time.After(pause):
+			pause = min(2*pause, 10*time.Second)
+		}
+	}
+}
+
+// streams are where the agent may attach: what the answer names first, then what the user named.
+func streams(join, answered []string) []string {
+	out := append([]string(nil), answered...)
+	for _, a := range join {
+		known := false
+		for _, b := range out {
+			known = known || a == b
+		}
+		if !known {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// gossip keeps the worker in a cell. It is a rumour: without it the worker works all the same, so what fails is tried
+// again and never an end.
+func gossip(ctx context.Context, api *client.Client, o WorkerOptions, answer *client.JoinAnswer) error {
+	pause := time.Second
+	for answer == nil || answer.Cell != "" {
+		if answer != nil {
+			member, err := cluster.JoinCell(ctx, cluster.CellConfig{Cell: answer.Cell, Seeds: answer.Seeds, Key: answer.GossipKey,
+				Name: o.Name, Version: o.Version, Logger: o.Logger})
+			if err == nil {
+				pause = time.Second
+				stay(ctx, member)
+				leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+				err = member.Leave(leave)
+				cancel()
+				if ctx.Err() != nil {
+					return err
+				}
+			}
+			o.Logger.Warn("joining the gossip cell is tried again", "cell", answer.Cell, "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+			pause = min(2*pause, time.Minute)
+		}
+		var err error
+		if answer, err = api.Join(ctx, client.JoinRequest{Name: o.Name, Version: o.Version}); err != nil {
+			o.Logger.Warn("asking for a gossip cell is tried again", "err", err)
+		}
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// stay returns when ctx ends, or when no node is left in the cell: a node that was restarted is in another one.
+func stay(ctx context.Context, member *cluster.CellMember) {
+	tick := time.NewTicker(30 * time.Second)
+	defer tick.Stop()
+	for len(member.Nodes()) > 0 {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func cmpOr(v, otherwise string) string {
+	if v == "" {
+		return otherwise
+	}
+	return v
+}
