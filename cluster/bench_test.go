@@ -43,3 +43,33 @@ func BenchmarkPropose(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkReopen measures a restart, from Open to leading with everything applied, on a log of some megabytes.
+func BenchmarkReopen(b *testing.B) {
+	for _, megabytes := range []int{0, 50} {
+		b.Run(fmt.Sprintf("log=%dMB", megabytes), func(b *testing.B) {
+			cfg := Config{Dir: b.TempDir(), SnapshotBytes: 1 << 30}
+			n := open(b, cfg)
+			awaitLeading(b, n)
+			commands := make([]fsm.Command, 1000)
+			for i := range commands {
+				commands[i] = &fsm.FlagWorker{Name: "worker-0123456789-0123456789-0123456789-0123456789-0123456789-0123456789-01234", State: job.WorkerCordoned}
+			}
+			for n.guard.bytes.Load() < int64(megabytes)<<20 {
+				if _, err := n.Propose(b.Context(), commands...); err != nil {
+					b.Fatal(err)
+				}
+			}
+			for b.Loop() {
+				b.StopTimer()
+				if err := n.Close(); err != nil {
+					b.Fatal(err)
+				}
+				cfg.State = nil
+				b.StartTimer()
+				n = open(b, cfg)
+				awaitLeading(b, n)
+			}
+		})
+	}
+}

@@ -1,12 +1,9 @@
 package cluster
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"runtime/debug"
 	"time"
@@ -151,58 +148,6 @@ func checkMark(dbPath, markPath string, m *markFile, marked bool, db *raftboltdb
 	}
 	if last > 0 && last >= want.Index {
 		return m.stored(have.Index, have.Term)
-	}
-	return nil
-}
-
-// checkBolt looks at a bolt file before bolt maps it into memory: a page behind the end of a truncated file would end the
-// process with a signal. Both meta pages are read as bolt defines them: magic, version, page size, flags, root (2 words),
-// freelist, number of pages, transaction, checksum.
-func checkBolt(path string) error {
-	f, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("open raft log: %w", err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return fmt.Errorf("open raft log: %w", err)
-	}
-	if info.Size() == 0 {
-		return nil
-	}
-	const header, metaSize = 16, 64
-	page := func(at int64) (pageSize, pages int64, tx uint64, ok bool) {
-		b := make([]byte, header+metaSize)
-		if _, err := f.ReadAt(b, at); err != nil {
-			return 0, 0, 0, false
-		}
-		b = b[header:]
-		h := fnv.New64a()
-		_, _ = h.Write(b[:metaSize-8])
-		e := binary.NativeEndian
-		if e.Uint32(b) != 0xED0CDAED || e.Uint64(b[metaSize-8:]) != h.Sum64() {
-			return 0, 0, 0, false
-		}
-		return int64(e.Uint32(b[8:])), int64(e.Uint64(b[40:])), e.Uint64(b[48:]), true
-	}
-	size, need, newest, valid := int64(os.Getpagesize()), int64(0), uint64(0), false
-	if s, n, tx, ok := page(0); ok {
-		size, need, newest, valid = s, n*s, tx, true
-	}
-	if s, n, tx, ok := page(size); ok && (!valid || tx > newest) {
-		need, valid = n*s, true
-	}
-	if !valid {
-		return fmt.Errorf("the raft log %s is damaged: neither of its meta pages is valid; move %s away and let this node join again as a new one, or restore a copy",
-			path, filepath.Dir(path))
-	}
-	if info.Size() < need {
-		return fmt.Errorf("the raft log %s is truncated: it has %d bytes of %d; move %s away and let this node join again as a new one, or restore a copy",
-			path, info.Size(), need, filepath.Dir(path))
 	}
 	return nil
 }

@@ -26,7 +26,8 @@
 // bolt trusts its file. When the newest of its two meta pages is damaged it opens on the older one, without the newest
 // transaction; an old copy put back opens as well. A server that has forgotten an entry it acknowledged, or a vote, can
 // make the cluster forget it too, so Open compares the log with the mark and refuses, with a sentence that says how much
-// is missing and what to do. Commands also carry a checksum from their proposer to every reader (logGuard).
+// is missing and what to do. Before that it walks the pages of the file itself (checkBolt), because bolt ends the process
+// or runs in circles on some damaged ones. Commands also carry a checksum from their proposer to every reader (logGuard).
 //
 // # Between us and the Raft library
 //
