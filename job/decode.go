@@ -91,7 +91,10 @@ func ParseSpec(data []byte) (*Document, error) {
 
 // ParseDocuments reads a stream of documents: YAML separated by "---", or JSON values one after the other. Empty
 // documents are passed over. An error says which document it is about, counted from 1.
-func ParseDocuments(data []byte) ([]*Document, error) {
+func ParseDocuments(data []byte) ([]*Document, error) { return ParseDocumentsIn("", data) }
+
+// ParseDocumentsIn is ParseDocuments for a caller who names the namespace, as ParseDocumentIn is for one document.
+func ParseDocumentsIn(namespace string, data []byte) ([]*Document, error) {
 	data, err := checkStream(data, MaxDocumentsBytes)
 	if err != nil {
 		return nil, err
@@ -108,7 +111,7 @@ func ParseDocuments(data []byte) ([]*Document, error) {
 			if n > MaxDocuments {
 				return nil, Errorf(Invalid, "too_large", "there are more than %d documents; split the file", MaxDocuments)
 			}
-			err = src.finish("", (*Document).Validate)
+			err = src.finish(namespace, (*Document).Validate)
 		}
 		if err != nil {
 			err.Message = fmt.Sprintf("document %d: %s", n, err.Message)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -244,6 +245,14 @@ func TestParseDocuments(t *testing.T) {
 			t.Errorf("got %v, %v", docs, err)
 		}
 	})
+	t.Run("a namespace for those that name none", func(t *testing.T) {
+		docs, err := job.ParseDocumentsIn("ops", []byte(a+"---\nnamespace: ops\n"+b))
+		if err != nil || docs[0].Namespace != "ops" || docs[1].Namespace != "ops" {
+			t.Errorf("got %v, %v", docs, err)
+		}
+		_, err = job.ParseDocumentsIn("ops", []byte(a+"---\nnamespace: dev\n"+b))
+		refusal{field: "namespace", reason: "invalid_field", message: `document 2: the document says "dev" but the request is for "ops"`}.check(t, err)
+	})
 	for _, c := range []refusal{
 		{"the second is wrong", a + "---\nname: b\nexce: {}", "exce", "unknown_field", `document 2: unknown field "exce"; did you mean "exec"? (line 5)`},
 		{"the second JSON is wrong", `{"name": "a", "handler": {"name": "h"}}` + "\n" + `{"name": "b", "exce": {}}`, "exce", "unknown_field", `document 2: unknown field "exce"; did you mean "exec"? (line 2)`},
@@ -425,4 +434,19 @@ func TestValidatePayload(t *testing.T) {
 			t.Error("the payload changed with the caller's buffer")
 		}
 	})
+}
+
+// A struct with more fields than the scanner has bits for.
+func TestDecodeStrictOfManyFields(t *testing.T) {
+	var fields []reflect.StructField
+	for i := range 100 {
+		fields = append(fields, reflect.StructField{Name: fmt.Sprintf("F%d", i), Type: reflect.TypeFor[int]()})
+	}
+	into := reflect.New(reflect.StructOf(fields)).Interface()
+	if err := job.DecodeStrict([]byte(`{"F1": 1, "F98": 2, "F99": 3}`), into, ""); err != nil {
+		t.Fatal(err)
+	}
+	refusal{field: "F99", reason: "duplicate_field"}.check(t, job.DecodeStrict([]byte(`{"F98": 1, "F99": 2, "F99": 3}`), into, ""))
+	refusal{field: "F1", reason: "duplicate_field"}.check(t, job.DecodeStrict([]byte(`{"F1": 1, "F98": 2, "F1": 3}`), into, ""))
+	refusal{field: "F100", reason: "unknown_field"}.check(t, job.DecodeStrict([]byte(`{"F100": 1}`), into, ""))
 }

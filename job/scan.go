@@ -141,8 +141,8 @@ func (s *scanner) object(sh *shape) *Error {
 	if err := s.enter(); err != nil {
 		return err
 	}
-	var seen [4]uint64 // which fields of a struct were there
-	known := sh.kind == shapeObject && len(sh.fields) <= 64*len(seen)
+	var seen [1]uint64 // which fields of a struct were there, of the first ones
+	known := sh.kind == shapeObject
 	keys := len(s.keys)
 	var many map[string]struct{} // takes over from keys when there are many
 	for more := s.begins('}'); more; more = s.goesOn() {
@@ -168,9 +168,13 @@ func (s *scanner) object(sh *shape) *Error {
 			if !ok {
 				return s.fail(start, "unknown_field", "unknown field %s; %s", abbreviate(s.data[start:s.pos]), sh.suggest(string(key)))
 			}
+			elem = sh.fields[i].shape
+			if i >= 64*len(seen) {
+				twice, many = s.seenKey(keys, key, many)
+				break
+			}
 			twice = seen[i/64]&(1<<(i%64)) != 0
 			seen[i/64] |= 1 << (i % 64)
-			elem = sh.fields[i].shape
 		default:
 			if sh.kind == shapeMap {
 				elem, null = sh.elem, sh.elemNull
