@@ -148,6 +148,7 @@ func (g *Gateway) Handler() (path string, h http.Handler) {
 			http.Error(w, "worker streams need HTTP/2", http.StatusHTTPVersionNotSupported)
 			return
 		}
+		defer call.finish()
 		inner.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callKey{}, call)))
 	})
 }
@@ -158,10 +159,24 @@ type callKey struct{}
 type call struct {
 	request *http.Request
 	control *http.ResponseController
+
+	mu   sync.Mutex
+	over bool // the handler has returned: the ResponseWriter must not be touched
+}
+
+func (c *call) finish() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.over = true
 }
 
 // abort ends reads and writes of the stream at once, also those that hang.
 func (c *call) abort() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.over {
+		return
+	}
 	past := time.Unix(1, 0)
 	c.control.SetReadDeadline(past)
 	c.control.SetWriteDeadline(past)

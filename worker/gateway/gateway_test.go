@@ -1,7 +1,6 @@
 package gateway_test
 
 import (
-	"context"
 	"testing"
 
 	"github.com/musterhq/muster/job"
@@ -36,5 +35,4 @@ func TestAnAttemptGoesRoundAndIsForgotten(t *testing.T) {
 	if ok := f.leader.assign(s, f.assignment("quick")); ok[0] {
 		t.Error("an assignment to a session that is gone was not undeliverable")
 	}
-	_ = context.Background
 }

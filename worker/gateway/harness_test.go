@@ -32,6 +32,8 @@ func TestMain(m *testing.M) {
 type leader struct {
 	gateway *gateway.Gateway
 	autoAck bool
+	// patience is how long await waits; 0 means 30 s.
+	patience time.Duration
 
 	mu       sync.Mutex
 	changed  chan struct{}
@@ -46,6 +48,7 @@ type leader struct {
 	beats    int
 	refuse   error
 	block    chan struct{} // Finished waits for it, if it is set
+	freeze   chan struct{} // so does Heartbeat
 	onAttach func(job.SessionID)
 }
 
@@ -66,7 +69,11 @@ func (l *leader) tell(f func()) {
 // await waits until something is true of the leader.
 func (l *leader) await(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	patience := l.patience
+	if patience == 0 {
+		patience = 30 * time.Second
+	}
+	deadline := time.After(patience)
 	for {
 		l.mu.Lock()
 		ok, changed := cond(), l.changed
@@ -117,6 +124,12 @@ func (l *leader) Detach(session job.SessionID) {
 }
 
 func (l *leader) Heartbeat(session job.SessionID, running []job.Fence) (unknown []job.Fence) {
+	l.mu.Lock()
+	freeze := l.freeze
+	l.mu.Unlock()
+	if freeze != nil {
+		<-freeze
+	}
 	l.tell(func() {
 		l.beats++
 		for _, f := range running {
@@ -143,15 +156,16 @@ func (l *leader) Finished(session job.SessionID, outcomes []job.Outcome) {
 	for i, o := range outcomes {
 		acks[i] = job.Ack{Session: session, RunID: o.RunID, Fence: o.Fence}
 	}
+	autoAck := false
 	l.tell(func() {
 		l.outcomes = append(l.outcomes, outcomes...)
-		if l.autoAck {
+		if autoAck = l.autoAck; autoAck {
 			for _, o := range outcomes {
 				delete(l.granted, o.Fence)
 			}
 		}
 	})
-	if l.autoAck {
+	if autoAck {
 		l.gateway.Acknowledge(context.Background(), acks)
 	}
 }
@@ -341,6 +355,9 @@ func newFixture(t testing.TB, bubble bool, change ...func(*gateway.Config)) *fix
 	f := &fixture{network: newNetwork(bubble), leader: newLeader()}
 	f.gateway, f.address = f.addGateway(t, "n1", f.leader, change...)
 	f.leader.gateway = f.gateway
+	if bubble {
+		f.leader.patience = time.Hour // costs nothing there
+	}
 	return f
 }
 
