@@ -31,7 +31,7 @@ type inJobChange struct {
 type inPost struct{ InNamespace }
 
 type page[T any] struct {
-	Items      []T    `json:"items"`
+	Items      []T    `json:"items" nullable:"false"`
 	NextCursor string `json:"next_cursor,omitempty" doc:"where the next page begins; absent at the end"`
 }
 

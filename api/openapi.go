@@ -50,6 +50,7 @@ func newHuma(a *API, rt *router) huma.API {
 		reflect.TypeFor[job.Trigger]():     reflect.TypeFor[triggerSchema](),
 		reflect.TypeFor[job.Disposition](): reflect.TypeFor[dispositionSchema](),
 		reflect.TypeFor[job.CatchUp]():     reflect.TypeFor[catchUpSchema](),
+		reflect.TypeFor[job.Edge]():        reflect.TypeFor[edgeSchema](),
 	} {
 		schemas.RegisterTypeAlias(t, alias)
 	}
@@ -168,6 +169,15 @@ func (a *API) finishOpenAPI() error {
 	for _, name := range []string{"ErrorModel", "ErrorDetail"} {
 		delete(doc.Components.Schemas.Map(), name)
 	}
+	schemas := doc.Components.Schemas.Map()
+	schemas["Submission"].Properties["spec"] = &huma.Schema{Ref: "#/components/schemas/Document", Description: schemas["Submission"].Properties["spec"].Description}
+	// Requests are read strictly, so their schemas are closed. Answers grow: a reader that refuses a field it does not know
+	// would break with the next version.
+	for name, s := range schemas {
+		if !slices.Contains(requestSchemas, name) && s.AdditionalProperties == false {
+			s.AdditionalProperties = nil
+		}
+	}
 	b, err := json.MarshalIndent(doc, "", "  ")
 	if err != nil {
 		return err
@@ -175,6 +185,9 @@ func (a *API) finishOpenAPI() error {
 	a.openAPI = append(b, '\n')
 	return nil
 }
+
+var requestSchemas = []string{"Submission", "Batch", "BackfillRequest", "MaintenanceRequest", "JoinRequest",
+	"Document", "Schedule", "Task", "Exec", "HTTP", "Handler", "Retry", "Concurrency"}
 
 // The schemas of types that write themselves as text.
 type (
@@ -186,6 +199,7 @@ type (
 	triggerSchema     struct{}
 	dispositionSchema struct{}
 	catchUpSchema     struct{}
+	edgeSchema        struct{}
 )
 
 func (instantSchema) Schema(huma.Registry) *huma.Schema {
@@ -221,6 +235,16 @@ func (catchUpSchema) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{OneOf: []*huma.Schema{policy, {
 		Type:                 huma.TypeObject,
 		Properties:           map[string]*huma.Schema{"policy": policy, "max": {Type: huma.TypeInteger}},
+		AdditionalProperties: false,
+	}}}
+}
+
+func (edgeSchema) Schema(huma.Registry) *huma.Schema {
+	on := []any{string(job.OnSuccess), string(job.OnFailure), string(job.OnDone)}
+	return &huma.Schema{OneOf: []*huma.Schema{{Type: huma.TypeString, Description: "the name of a job"}, {
+		Type:                 huma.TypeObject,
+		Properties:           map[string]*huma.Schema{"job": {Type: huma.TypeString}, "on": {Type: huma.TypeString, Enum: on}},
+		Required:             []string{"job"},
 		AdditionalProperties: false,
 	}}}
 }
