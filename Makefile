@@ -47,7 +47,7 @@ race: ## Run all tests under the race detector; needs a C compiler
 	CGO_ENABLED=1 $(GO) test -race -timeout 20m -p $(PARALLEL) $(PKG)
 
 lint: ## Check format, vet and staticcheck (settings: staticcheck.conf)
-	@unformatted=$$(gofmt -l $$(git ls-files -- '*.go')); \
+	@unformatted=$$(gofmt -l .); \
 		if [ -n "$$unformatted" ]; then echo "gofmt would change:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet $(PKG)
 	$(GO) run $(STATICCHECK) $(PKG)
