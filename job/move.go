@@ -56,10 +56,10 @@ type Move struct {
 }
 
 // Apply makes the move: the new row, or false when the run is past it. It is false for a terminal run (D4) and for a move
-// that ends an older attempt than one that ended already (L3). A move to a state from which an attempt could start
+// that ends an older attempt than one that ended already, or says late that an ended one runs (L3). A move to a state from which an attempt could start
 // becomes cancelled when a cancel intent is there (L9). Every store makes moves through this function.
 func (m *Move) Apply(r *Run) (*Run, bool) {
-	if r.State.Terminal() || m.Fence != 0 && m.Fence < r.Fence {
+	if r.State.Terminal() || m.Fence != 0 && m.Fence < r.Fence || m.State == Running && m.Fence <= r.Fence {
 		return r, false
 	}
 	n := *r

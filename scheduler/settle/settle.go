@@ -254,7 +254,8 @@ func (w *settling) known() bool {
 	if r == nil || r.State.Terminal() || w.Fence < r.Fence {
 		return true
 	}
-	return w.lease == nil && w.Fence == r.Fence && w.Kind != job.AttemptSucceeded
+	// A row that knows this fence was read after the attempt's end was recorded; a lease may have outlived that in Raft.
+	return w.Fence == r.Fence && w.Kind != job.AttemptSucceeded
 }
 
 // read loads the rows of runs that were not read at dispatch: those granted under an earlier leader, or without a lease.
