@@ -28,7 +28,7 @@ type BackfillAnswer struct {
 // not in the way.
 func (a *API) backfill(rq *request, in *InJob) error {
 	var req BackfillRequest
-	if err := rq.decode(a, &req, false); err != nil {
+	if err := rq.decode(a, &req); err != nil {
 		return err
 	}
 	now := a.now()

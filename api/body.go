@@ -96,19 +96,13 @@ func (rq *request) mediaType(allowed []string) (string, error) {
 		Message: "this endpoint takes " + strings.Join(allowed, " or ") + "; say so in Content-Type"}
 }
 
-// decode reads a JSON body into v, strictly. An empty body leaves v as it is if optional.
-func (rq *request) decode(a *API, v any, optional bool) error {
-	if optional && rq.r.ContentLength == 0 {
-		return nil
-	}
+// decode reads a JSON body into v, strictly.
+func (rq *request) decode(a *API, v any) error {
 	data, _, release, err := rq.body(a, jsonType)
 	if err != nil {
 		return err
 	}
 	defer release()
-	if optional && len(bytes.TrimSpace(data)) == 0 {
-		return nil
-	}
 	return job.DecodeStrict(data, v, "")
 }
 

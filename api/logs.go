@@ -51,6 +51,7 @@ type GapEvent struct {
 const (
 	keepAliveEvery = 15 * time.Second // so that a dead connection shows on both sides
 	writeTimeout   = 30 * time.Second // of one write to a stream
+	authorizeEvery = 30 * time.Second
 )
 
 // runLogs is GET /v1/runs/{id}/logs.
@@ -74,8 +75,6 @@ func (a *API) runLogs(rq *request, in *inLogs) error {
 	if err != nil {
 		return err
 	}
-	// Output may be of any age and the stream of any length, so consent is asked for at its start only; a stream ends with
-	// the run, or with its caller.
 	l := &logStream{API: a, rq: rq, run: r, only: in.Attempt != "", follow: follow}
 	l.events = strings.Contains(in.Accept, eventType) || follow && !strings.Contains(in.Accept, "text/plain")
 	l.attempt, l.offset = max(attempt, 1), 0
@@ -216,14 +215,21 @@ func (l *logStream) one(ctx context.Context) error {
 	return nil
 }
 
-// watch returns once the attempt has ended, or nobody follows it any more. Only the watcher touches l.run meanwhile.
+// watch returns once the attempt has ended, or nobody follows it any more. Only the watcher touches l.run meanwhile. It
+// also asks the authoriser again now and then: a stream must not outlive its caller's credential.
 func (l *logStream) watch(ctx context.Context) error {
-	tick := time.NewTicker(l.FollowEvery)
+	tick, ask := time.NewTicker(l.FollowEvery), time.NewTicker(authorizeEvery)
 	defer tick.Stop()
+	defer ask.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-ask.C:
+			if err := l.rq.authorize(); err != nil {
+				return err
+			}
+			continue
 		case <-tick.C:
 		}
 		if err := l.again(ctx); err != nil && ctx.Err() == nil {

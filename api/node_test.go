@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -365,6 +366,32 @@ func TestAFollowerThatLeavesEndsTheStream(t *testing.T) {
 		b.api.ServeHTTP(httptest.NewRecorder(), r)
 		if n := b.api.router.streams.Load(); n != 0 || ctx.Err() == nil {
 			t.Fatalf("%d streams, %v", n, ctx.Err())
+		}
+	})
+}
+
+func TestAStreamDoesNotOutliveItsCredential(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var revoked atomic.Bool
+		b := newBench(t, func(c *Config) {
+			c.FollowEvery = time.Second
+			c.Authorize = func(*http.Request, Operation) error {
+				if revoked.Load() {
+					return job.Errorf(job.Unauthenticated, "revoked", "the credential was revoked")
+				}
+				return nil
+			}
+		})
+		b.api.Config.Output = blockingOutput{b.node}
+		b.withJob(t)
+		id := b.submitN(t, 1)[0]
+		go func() {
+			time.Sleep(time.Minute + time.Second)
+			revoked.Store(true)
+		}()
+		w := b.call("GET", "/v1/runs/"+id.String()+"/logs?follow=true", "")
+		if !strings.Contains(w.Body.String(), "event: error\n") || !strings.Contains(w.Body.String(), `"reason":"revoked"`) {
+			t.Fatalf("%s", w.Body)
 		}
 	})
 }

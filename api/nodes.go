@@ -29,7 +29,7 @@ type MaintenanceRequest struct {
 
 func (a *API) setMaintenance(rq *request, _ *inNothing) error {
 	var q MaintenanceRequest
-	if err := rq.decode(a, &q, false); err != nil {
+	if err := rq.decode(a, &q); err != nil {
 		return err
 	}
 	if q.Maintenance == nil {

@@ -329,6 +329,21 @@ func TestATimeoutIsUnknownForAWrite(t *testing.T) {
 	}
 }
 
+func TestTheServerSpeaksHTTP2WithoutTLS(t *testing.T) {
+	addr := serveOn(t, newBench(t).api)
+	transport := &http.Transport{Protocols: new(http.Protocols)}
+	transport.Protocols.SetUnencryptedHTTP2(true)
+	defer transport.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: transport}).Get("http://" + addr + "/healthz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.ProtoMajor != 2 || resp.StatusCode != 200 {
+		t.Fatalf("%s %d", resp.Proto, resp.StatusCode)
+	}
+}
+
 func TestLocalOnly(t *testing.T) {
 	b := newBench(t)
 	h := LocalOnly(b.api)

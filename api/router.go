@@ -45,6 +45,7 @@ type request struct {
 	op        *endpoint
 	namespace string
 	query     url.Values
+	authorize func() error // asks again, for streams that outlive a credential
 }
 
 type requestKey struct{}
@@ -154,7 +155,8 @@ func (rt *router) guard(op *endpoint, h func(http.ResponseWriter, *http.Request)
 		}
 		auth := op.Operation
 		auth.Namespace = rq.namespace
-		if err := rt.Authorize(r, auth); err != nil {
+		rq.authorize = func() error { return rt.Authorize(r, auth) }
+		if err := rq.authorize(); err != nil {
 			rt.fail(rq, err)
 			return
 		}

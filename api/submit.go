@@ -61,7 +61,7 @@ type rawBatch struct {
 // submitRun is POST /v1/runs.
 func (a *API) submitRun(rq *request, in *inSubmit) error {
 	var s Submission
-	if err := rq.decode(a, &s, false); err != nil {
+	if err := rq.decode(a, &s); err != nil {
 		return err
 	}
 	if in.Key != "" {
@@ -112,7 +112,7 @@ func (a *API) answerBirth(rq *request, rc job.Receipt) error {
 	case rung(rc.Run.Home) < rung(a.Cluster.Home()):
 		status = http.StatusAccepted
 	}
-	rq.w.Header().Set("Location", "/v1/runs/"+rc.Run.ID.String())
+	rq.w.Header().Set("Location", "/v1/runs/"+rc.Run.ID.String()+"?namespace="+rc.Run.Namespace)
 	return rq.writeRun(status, a.asItIs(rc.Run))
 }
 

@@ -114,7 +114,7 @@ func (a *API) flagWorker(rq *request, in *inWorker, state job.WorkerState) error
 
 func (a *API) joinWorker(rq *request, _ *inNothing) error {
 	var q JoinRequest
-	if err := rq.decode(a, &q, false); err != nil {
+	if err := rq.decode(a, &q); err != nil {
 		return err
 	}
 	if err := checkName("name", q.Name); err != nil {
