@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/musterhq/muster/fsm"
 	"github.com/musterhq/muster/internal/clustertest"
 	"github.com/musterhq/muster/job"
 )
@@ -240,6 +241,43 @@ func TestLostWorkers(t *testing.T) {
 				t.Fatalf("%s", got.State)
 			}
 		})
+	})
+}
+
+// Crash points of settling (package settle): the store has the move, and nobody else has heard of it.
+func TestLeaderDiesAfterTheMoveAndBeforeTheLeaseEnds(t *testing.T) {
+	in(t, func(t *testing.T, c *clustertest.Core) {
+		c.Workers.Deaf(true)
+		c.Log.Fail(func(commands []fsm.Command) clustertest.Failure {
+			for _, x := range commands {
+				if g, ok := x.(*fsm.Grant); ok && len(g.Ended) > 0 {
+					return clustertest.NotDone
+				}
+			}
+			return clustertest.NoFailure
+		})
+		c.Workers.Add(worker("w", 1), clustertest.Fail(0))
+		r := c.Submit(job.Submission{Spec: c.Spec(`{exec: {command: [work]}, retry: {max_attempts: 3, initial: 1h, max: 1h}}`)}, nil)
+		time.Sleep(time.Second)
+		c.Depose()
+		if len(c.Control.Grants()) != 1 {
+			t.Fatal("the lease should have outlived the leader")
+		}
+		c.Log.Fail(nil)
+		c.Workers.Deaf(false)
+		c.Lead() // the worker says it all again
+		time.Sleep(10 * time.Second)
+		if got := c.Run(r.ID); got.Failures != 1 || got.State != job.Scheduled {
+			t.Fatalf("one failure counts %d times; the run is %s", got.Failures, got.State)
+		}
+		if g := c.Control.Grants(); len(g) != 0 {
+			t.Fatalf("leases left: %v", g)
+		}
+		time.Sleep(2 * time.Hour)
+		expectState(t, c.Run(r.ID), job.Scheduled, job.RetryBackoff)
+		if n := len(c.Workers.Starts()); n != 2 {
+			t.Fatalf("%d starts after the backoff, want 2", n)
+		}
 	})
 }
 

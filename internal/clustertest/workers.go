@@ -66,6 +66,7 @@ type Workers struct {
 	sequence int
 	History  []*Start
 	refused  int
+	deaf     bool
 }
 
 type agent struct {
@@ -157,6 +158,13 @@ func (w *Workers) KillAll() {
 	for _, n := range names {
 		w.Kill(n, false)
 	}
+}
+
+// Deaf makes all workers miss acknowledgements, as if their streams broke just before.
+func (w *Workers) Deaf(deaf bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.deaf = deaf
 }
 
 // Refused is how many results were acknowledged as refused.
@@ -317,6 +325,9 @@ func (w *Workers) Acknowledge(_ context.Context, acks []job.Ack) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, k := range acks {
+		if w.deaf {
+			break
+		}
 		if a := w.sessions[k.Session]; a != nil && a.reachable {
 			delete(a.results, k.Fence)
 			if k.Refused {
