@@ -1,20 +1,24 @@
 package fsm
 
-import "github.com/musterhq/muster/job"
+import (
+	"iter"
+
+	"github.com/musterhq/muster/job"
+)
 
 // The reads of control state, as the leader asks them. They are as new as this node's log.
 
 // Epoch answers the highest epoch raised in Raft (L1).
-func (s *State) Epoch() job.Epoch { return s.View().globals().Epoch }
+func (s *State) Epoch() job.Epoch { return s.View().g.Epoch }
 
 // At is the state's time, which never goes back (L8).
-func (s *State) At() job.Instant { return s.View().globals().At }
+func (s *State) At() job.Instant { return s.View().g.At }
 
 // Index is the place in the log of the last entry applied.
-func (s *State) Index() uint64 { return s.View().globals().Index }
+func (s *State) Index() uint64 { return s.View().g.Index }
 
 // Limits answers the bounds of the embedded store.
-func (s *State) Limits() Limits { return s.View().globals().Limits.filled() }
+func (s *State) Limits() Limits { return s.View().g.Limits.filled() }
 
 // Grants answers the live leases in the order of their runs.
 func (s *State) Grants() []job.Grant { return s.View().Grants() }
@@ -29,7 +33,7 @@ func (s *State) Marks() []job.Mark { return s.View().Marks() }
 func (s *State) Mark(id job.JobID) (job.Mark, bool) { return s.View().Mark(id) }
 
 // Unstored answers the decided ticks that no store has acknowledged.
-func (s *State) Unstored() []job.Tick { return all[job.Tick](s.View().txn, tableUnstored) }
+func (s *State) Unstored() []job.Tick { return values(s.View().unstored.all()) }
 
 // Paused answers why a job may not start anything now: Maintenance, NamespacePaused, JobPaused, or NoReason.
 func (s *State) Paused(id job.JobID, namespace string) job.Reason {
@@ -40,41 +44,41 @@ func (s *State) Paused(id job.JobID, namespace string) job.Reason {
 func (s *State) WorkerFlag(name string) job.WorkerState { return s.View().WorkerFlag(name) }
 
 // Grants is State.Grants at the view's moment.
-func (v *View) Grants() []job.Grant { return all[job.Grant](v.txn, tableLeases) }
+func (v *View) Grants() []job.Grant { return values(v.leases.all()) }
 
 // Lease is State.Lease at the view's moment.
 func (v *View) Lease(id job.RunID) (job.Grant, bool) {
-	return value(lookup[job.Grant](v.txn, tableLeases, runKey(id)))
+	return value(v.leases.get(id))
 }
 
 // Marks is State.Marks at the view's moment.
-func (v *View) Marks() []job.Mark { return all[job.Mark](v.txn, tableMarks) }
+func (v *View) Marks() []job.Mark { return values(v.marks.all()) }
 
 // Mark is State.Mark at the view's moment.
 func (v *View) Mark(id job.JobID) (job.Mark, bool) {
-	return value(lookup[job.Mark](v.txn, tableMarks, markKey(id)))
+	return value(v.marks.get(id))
 }
 
 // Paused is State.Paused at the view's moment.
 func (v *View) Paused(id job.JobID, namespace string) job.Reason {
 	switch {
-	case v.globals().Maintenance:
+	case v.g.Maintenance:
 		return job.Maintenance
-	case lookup[flag](v.txn, tableFlags, flagKey(namespaceFlag(namespace))) != nil:
+	case v.flags.get(namespaceFlag(namespace)) != nil:
 		return job.NamespacePaused
-	case !id.IsZero() && lookup[flag](v.txn, tableFlags, flagKey(jobFlag(id))) != nil:
+	case !id.IsZero() && v.flags.get(jobFlag(id)) != nil:
 		return job.JobPaused
 	}
 	return job.NoReason
 }
 
 // Maintenance tells whether the cluster is in maintenance.
-func (v *View) Maintenance() bool { return v.globals().Maintenance }
+func (v *View) Maintenance() bool { return v.g.Maintenance }
 
 // PausedNamespaces answers the names of the paused namespaces in order.
 func (v *View) PausedNamespaces() []string {
 	var names []string
-	for f := range ascend[flag](v.txn, tableFlags, indexID, []byte(namespaceFlag(""))) {
+	for f := range v.flags.ascend(namespaceFlag("")) {
 		if f.Key[0] != namespaceFlag("")[0] {
 			break
 		}
@@ -85,10 +89,19 @@ func (v *View) PausedNamespaces() []string {
 
 // WorkerFlag is State.WorkerFlag at the view's moment.
 func (v *View) WorkerFlag(name string) job.WorkerState {
-	if f := lookup[flag](v.txn, tableFlags, flagKey(workerFlag(name))); f != nil {
+	if f := v.flags.get(workerFlag(name)); f != nil {
 		return job.WorkerState(f.Value)
 	}
 	return job.WorkerReady
+}
+
+// values copies rows out.
+func values[R any](rows iter.Seq[*R]) []R {
+	var list []R
+	for r := range rows {
+		list = append(list, *r)
+	}
+	return list
 }
 
 // value copies a row out, so that nobody outside can change it.

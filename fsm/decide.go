@@ -40,13 +40,12 @@ func (c *Decide) apply(t *tx, _ Meta) Result {
 			return refuse(job.Errorf(job.Invalid, "ticks", "the tick of job %s at %s is not covered by a mark", k.JobID, k.ScheduledAt))
 		}
 	}
-	if t.g.UnstoredTicks+len(c.Ticks) > MaxUnstoredTicks && len(c.Ticks) > 0 {
-		return refuse(job.Errorf(job.Exhausted, "unstored_ticks", "%d decided ticks wait for the store; no more fit", t.g.UnstoredTicks))
+	if n := t.unstored.tree.Len(); len(c.Ticks) > 0 && n+len(c.Ticks) > MaxUnstoredTicks {
+		return refuse(job.Errorf(job.Exhausted, "unstored_ticks", "%d decided ticks wait for the store; no more fit", n))
 	}
 	for _, k := range c.Stored {
 		if old := t.unstored.get(k); old != nil {
-			t.unstored.del(k, old)
-			t.g.UnstoredTicks--
+			t.unstored.del(old)
 		}
 	}
 	// Where each mark stood before: what lies up to there is decided.
@@ -65,7 +64,7 @@ func (c *Decide) apply(t *tx, _ Meta) Result {
 		if len(moved.Earlier) == 0 {
 			moved.Earlier = nil
 		}
-		t.marks.put(m.JobID, &moved)
+		t.marks.put(&moved)
 	}
 	recorded := make([]job.Tick, 0, len(c.Ticks))
 	for i := range c.Ticks {
@@ -77,8 +76,8 @@ func (c *Decide) apply(t *tx, _ Meta) Result {
 		if upTo, moved := decided[k.JobID]; !moved || k.ScheduledAt <= upTo {
 			continue
 		}
-		t.unstored.put(k.Key(), k)
-		t.g.UnstoredTicks++
+		own := *k // a row is never a slice of its entry
+		t.unstored.put(&own)
 		recorded = append(recorded, *k)
 	}
 	return Result{Value: recorded}

@@ -29,19 +29,19 @@ func (c *DeleteJob) apply(t *tx, _ Meta) Result {
 		gone.Spec = v.spec()
 	}
 	var rows []*versionRow
-	for v := range ascend[versionRow](t.scan(), tableVersions, indexID, markKey(old.ID)) {
+	for v := range t.versions.ascend(versionID{job: old.ID}) {
 		if v.JobID != old.ID {
 			break
 		}
 		rows = append(rows, v)
 	}
 	for _, v := range rows {
-		if id := (versionID{v.JobID, v.Version}); t.pins.get(id) == nil {
+		if t.pins.get(versionID{v.JobID, v.Version}) == nil {
 			t.dropVersion(v)
 		} else {
-			t.versions.put(id, v.changed(func(n *versionRow) { n.Orphan = true }))
+			t.versions.put(v.changed(func(n *versionRow) { n.Orphan = true }))
 		}
 	}
-	t.jobs.del(jobName{c.Namespace, c.Name}, old)
+	t.jobs.del(old)
 	return Result{Value: &gone}
 }

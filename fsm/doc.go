@@ -7,9 +7,10 @@
 // so one that fails leaves the others of its entry untouched, and an entry, kind or version that cannot be read stops
 // the replica: to skip it would be to diverge in silence.
 //
-// The tables are hashicorp/go-memdb, and a row that is in one is never changed again; a change is a copy. Two of them
-// hold runs: live ones and, once they are terminal, history. So the reads of the leader, the births and the pruning each
-// walk a table that holds nothing else.
+// The tables are copy-on-write B-trees (docs/adr/001-embedded-store-figures.md says why not go-memdb), and a row that is
+// in one is never changed again; a change is a copy. So a frozen view of everything costs next to nothing: readers share
+// one until the next entry, and a snapshot is written while applies go on. Two tables hold runs, live ones and, once they
+// are terminal, history, so that the reads of the leader, births and pruning each walk one that holds nothing else.
 //
 // Reads go through State.View, a frozen view of one moment. Package cluster proposes; storage/replicated is the store
 // contract over this state.

@@ -47,23 +47,22 @@ func (t *tx) openLease(g *job.Grant) bool {
 	if held := t.leases.get(g.RunID); held != nil {
 		return held.Fence == g.Fence
 	}
-	if fence, ok := t.s.ended.Load().find(g.RunID); ok && fence >= g.Fence {
+	if fence, ok := t.index.find(g.RunID); ok && fence >= g.Fence {
 		return false // fences of one run only grow (L3): this is a late copy of a grant whose lease is over
 	}
 	own := *g
-	own.Worker, own.Boot, own.Lane = t.s.names.of(g.Worker), t.s.names.of(g.Boot), job.LaneKey(t.s.names.of(string(g.Lane)))
-	t.leases.put(g.RunID, &own)
+	own.Worker, own.Boot, own.Lane = t.names.of(g.Worker), t.names.of(g.Boot), job.LaneKey(t.names.of(string(g.Lane)))
+	t.leases.put(&own)
 	return true
 }
 
 func (t *tx) endLeases(ended []job.EndedGrant, m Meta) {
-	index := t.s.ended.Load()
 	for {
-		old := index.dropOldest(m.At.Add(-job.EndedGrantsKept))
+		old := t.index.dropOldest(m.At.Add(-job.EndedGrantsKept))
 		if old == nil {
 			break
 		}
-		t.ended.del(old.Seq, old)
+		t.ended.del(old)
 	}
 	var ids []byte
 	for _, e := range ended {
@@ -71,7 +70,7 @@ func (t *tx) endLeases(ended []job.EndedGrant, m Meta) {
 		if held == nil || held.Fence != e.Fence {
 			continue
 		}
-		t.leases.del(e.RunID, held)
+		t.leases.del(held)
 		if ids == nil {
 			ids = make([]byte, 0, len(ended)*endedWidth)
 		}
@@ -82,6 +81,6 @@ func (t *tx) endLeases(ended []job.EndedGrant, m Meta) {
 	}
 	t.g.EndedSeq++
 	b := &endedBlock{Seq: t.g.EndedSeq, At: m.At, Ids: ids}
-	t.ended.put(b.Seq, b)
-	index.add(b)
+	t.ended.put(b)
+	t.index.add(b)
 }

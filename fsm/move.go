@@ -42,9 +42,9 @@ func (c *Move) apply(t *tx, _ Meta) Result {
 	answers := make([]job.Moved, len(c.Moves))
 	for i := range c.Moves {
 		m := &c.Moves[i]
-		r := t.live.get(m.ID)
+		r := t.live.rows.get(m.ID)
 		if r == nil {
-			answers[i].Run = t.history.get(m.ID)
+			answers[i].Run = t.history.rows.get(m.ID)
 			continue
 		}
 		n, ok := m.Apply(r)
@@ -52,7 +52,7 @@ func (c *Move) apply(t *tx, _ Meta) Result {
 		if !ok {
 			continue
 		}
-		n.Worker = t.s.names.of(n.Worker)
+		n.Worker = t.names.of(n.Worker)
 		if n.State.Terminal() {
 			t.settle(r, n)
 		} else {
@@ -72,7 +72,7 @@ func (t *tx) addAttempt(a *job.Attempt) {
 	if old := t.attempts.get(id); old != nil {
 		t.g.HistoryBytes -= attemptSize(old)
 	}
-	t.attempts.put(id, a)
+	t.attempts.put(a)
 	t.g.HistoryBytes += attemptSize(a)
 	if a.Attempt > KeptAttempts {
 		id.attempt = a.Attempt - KeptAttempts
@@ -82,7 +82,7 @@ func (t *tx) addAttempt(a *job.Attempt) {
 
 func (t *tx) dropAttempt(id attemptID) {
 	if old := t.attempts.get(id); old != nil {
-		t.attempts.del(id, old)
+		t.attempts.del(old)
 		t.g.HistoryBytes -= attemptSize(old)
 	}
 }

@@ -72,10 +72,13 @@ func (c *Maintain) apply(t *tx, m Meta) Result {
 
 // allSchedulesChanged names every schedule of a namespace; "" means of all.
 func (t *tx) allSchedulesChanged(namespace string, resumed bool, m Meta) {
-	for mark := range ascend[job.Mark](t.scan(), tableMarks, indexID, nil) {
-		if namespace != "" && mark.Namespace != namespace {
-			continue
+	var marks []*job.Mark
+	for mark := range t.marks.all() {
+		if namespace == "" || mark.Namespace == namespace {
+			marks = append(marks, mark)
 		}
+	}
+	for _, mark := range marks {
 		if resumed {
 			t.resumed(mark, m)
 		}
@@ -90,7 +93,7 @@ func (t *tx) resumed(mark *job.Mark, m Meta) {
 	}
 	n := *mark
 	n.ResumedAt = m.At
-	t.marks.put(n.JobID, &n)
+	t.marks.put(&n)
 }
 
 // setFlag sets or clears a flag and tells whether that changed anything.
@@ -100,15 +103,12 @@ func (t *tx) setFlag(key, value string, on bool) (bool, *job.Error) {
 	case !on && old == nil, on && old != nil && old.Value == value:
 		return false, nil
 	case !on:
-		t.flags.del(key, old)
-		t.g.Flags--
+		t.flags.del(old)
 		return true, nil
-	case old == nil && t.g.Flags >= MaxFlags:
-		return false, job.Errorf(job.Exhausted, "flags_full", "%d pauses and cordons are set; no more fit", t.g.Flags)
-	case old == nil:
-		t.g.Flags++
+	case old == nil && t.flags.tree.Len() >= MaxFlags:
+		return false, job.Errorf(job.Exhausted, "flags_full", "%d pauses and cordons are set; no more fit", MaxFlags)
 	}
-	t.flags.put(key, &flag{Key: key, Value: value})
+	t.flags.put(&flag{Key: key, Value: value})
 	return true, nil
 }
 

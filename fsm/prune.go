@@ -47,34 +47,27 @@ func (p *pruning) overBound(bound int64) {
 	if p.g.HistoryBytes <= bound || p.left == 0 {
 		return
 	}
-	base := p.scan()
-	nextRun, stopRuns := iter.Pull(ascend[job.Run](base, tableHistory, indexID, nil))
-	defer stopRuns()
-	nextTick, stopTicks := iter.Pull(ascend[job.Tick](base, tableLedger, indexAge, nil))
-	defer stopTicks()
-	r, isRun := nextRun()
-	k, isTick := nextTick()
-	for p.left > 0 && p.g.HistoryBytes > bound && (isRun || isTick) {
-		if isRun && (!isTick || job.At(r.ID.Time()) <= k.ScheduledAt) {
-			p.dropRun(r)
-			r, isRun = nextRun()
+	// Rows that must stay are among them; a few more than can be dropped are enough to go on with.
+	runs := take(p.history.rows.all(), 2*p.left)
+	ticks := take(p.aged.ascend(job.TickKey{ScheduledAt: -1 << 63}), 2*p.left)
+	for p.left > 0 && p.g.HistoryBytes > bound && (len(runs) > 0 || len(ticks) > 0) {
+		if len(ticks) == 0 || len(runs) > 0 && job.At(runs[0].ID.Time()) <= ticks[0].ScheduledAt {
+			p.dropRun(runs[0])
+			runs = runs[1:]
 		} else {
-			p.dropTick(k)
-			k, isTick = nextTick()
+			p.dropTickOf(p.ledger.get(ticks[0]))
+			ticks = ticks[1:]
 		}
 	}
 }
 
 func (p *pruning) oldTicks(before job.Instant) {
-	if p.left == 0 {
-		return
-	}
-	for k := range ascend[job.Tick](p.scan(), tableLedger, indexAge, nil) {
+	for _, k := range take(p.aged.ascend(job.TickKey{ScheduledAt: -1 << 63}), 2*p.left) {
 		if p.left == 0 || k.ScheduledAt >= before {
 			return
 		}
-		if max(k.ScheduledAt, k.Until) < before {
-			p.dropTick(k)
+		if row := p.ledger.get(k); max(row.ScheduledAt, row.Until) < before {
+			p.dropTickOf(row)
 		}
 	}
 }
@@ -85,26 +78,30 @@ func (p *pruning) oldRuns(before job.Instant) {
 	if p.left == 0 {
 		return
 	}
-	looks := 1000 + 4*p.left
-	for r := range ascend[job.Run](p.scan(), tableHistory, indexID, runKey(p.g.PruneAfter)) {
+	var old []*job.Run
+	looks, next := 1000+4*p.left, job.RunID{}
+	for r := range p.history.rows.ascend(p.g.PruneAfter) {
 		if job.At(r.ID.Time()) >= before {
 			break // born after it, so ended after it
 		}
-		if p.left == 0 || looks == 0 {
-			p.g.PruneAfter = r.ID
-			return
+		if len(old) == p.left || looks == 0 {
+			next = r.ID
+			break
 		}
 		looks--
 		if r.FinishedAt < before {
-			p.dropRun(r)
+			old = append(old, r)
 		}
 	}
-	p.g.PruneAfter = job.RunID{}
+	p.g.PruneAfter = next
+	for _, r := range old {
+		p.dropRun(r)
+	}
 }
 
 // dropRun drops a run with its attempts. A task run whose root is live stays: the root needs it.
 func (p *pruning) dropRun(r *job.Run) {
-	if !r.IsRoot() && p.live.get(r.RootID) != nil {
+	if !r.IsRoot() && p.live.rows.get(r.RootID) != nil {
 		return
 	}
 	p.dropHistory(r)
@@ -125,8 +122,7 @@ func (p *pruning) dropRun(r *job.Run) {
 
 // forgetRunOfKey leaves with a key what a repeated submission must still be answered.
 func (p *pruning) forgetRunOfKey(r *job.Run) {
-	name := keyName{r.Namespace, r.Key}
-	k := p.keys.get(name)
+	k := p.keys.get(jobName{r.Namespace, r.Key})
 	if k == nil || k.RunID != r.ID {
 		return
 	}
@@ -134,30 +130,36 @@ func (p *pruning) forgetRunOfKey(r *job.Run) {
 	n.Pruned = &job.Run{ID: r.ID, RootID: r.RootID, Namespace: r.Namespace, JobID: r.JobID, Job: r.Job, JobVersion: r.JobVersion,
 		Trigger: r.Trigger, State: r.State, Reason: r.Reason, Priority: r.Priority, CreatedAt: r.CreatedAt,
 		FinishedAt: r.FinishedAt, Home: r.Home, Key: r.Key, BodyHash: r.BodyHash}
-	p.keys.put(name, &n)
+	p.putKey(&n)
 }
 
-// dropTick drops a ledger row. One whose decision waits for its acknowledgement stays: stored again, it would run again.
-func (p *pruning) dropTick(k *job.Tick) {
-	if p.unstored.get(k.Key()) != nil {
-		return
+// dropTickOf drops a ledger row. One whose decision waits for its acknowledgement stays: stored again, it would run again.
+func (p *pruning) dropTickOf(k *job.Tick) {
+	if p.unstored.get(k.Key()) == nil {
+		p.dropTick(k)
+		p.left--
 	}
-	p.ledger.del(k.Key(), k)
-	p.g.LedgerRows--
-	p.g.HistoryBytes -= tickSize(k)
-	p.left--
 }
 
 func (t *tx) expireKeys(now job.Instant, limit int) {
-	if limit == 0 {
-		return
-	}
-	for k := range ascend[keyRow](t.scan(), tableKeys, indexAge, nil) {
-		if limit == 0 || k.AcceptedAt.Add(KeyLife) > now {
+	for _, a := range take(t.keyAges.ascend(keyAge{at: -1 << 63}), limit) {
+		if a.at.Add(KeyLife) > now {
 			return
 		}
-		t.keys.del(keyName{k.Namespace, k.Key}, k)
-		t.g.KeyBytes -= keySize(k)
-		limit--
+		t.dropKey(t.keys.get(a.name))
 	}
+}
+
+// take collects the first of a walk, so that what was walked can be changed.
+func take[T any](walk iter.Seq[T], limit int) []T {
+	var list []T
+	if limit <= 0 {
+		return nil
+	}
+	for v := range walk {
+		if list = append(list, v); len(list) == limit {
+			break
+		}
+	}
+	return list
 }

@@ -64,7 +64,7 @@ func (c *PutJob) apply(t *tx, _ Meta) Result {
 		return refuse(job.Errorf(job.Exhausted, "definitions_full", "job definitions take %d bytes; no more fit", t.g.DefinitionBytes))
 	}
 	row.decoded.Store(spec)
-	t.jobs.put(name, &next)
+	t.jobs.put(&next)
 	t.putVersion(row)
 	if next.Version > KeptVersions {
 		id := versionID{next.ID, next.Version - KeptVersions}

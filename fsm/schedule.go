@@ -34,8 +34,8 @@ func (c *PutSchedule) apply(t *tx, m Meta) Result {
 	}
 	old := t.marks.get(c.JobID)
 	switch {
-	case old == nil && t.g.Marks >= MaxMarks:
-		return refuse(job.Errorf(job.Exhausted, "schedules_full", "there are %d schedules; no more fit", t.g.Marks))
+	case old == nil && t.marks.tree.Len() >= MaxMarks:
+		return refuse(job.Errorf(job.Exhausted, "schedules_full", "there are %d schedules; no more fit", MaxMarks))
 	case old != nil && c.Version < old.Version:
 		return refuse(job.Errorf(job.Conflict, "version", "version %d ticks already", old.Version))
 	case old != nil && c.Version == old.Version:
@@ -54,13 +54,11 @@ func (c *PutSchedule) apply(t *tx, m Meta) Result {
 			mark.Earlier = append(slices.Clone(old.Earlier), job.EarlierVersion{Version: old.Version, Schedule: old.Schedule,
 				Until: mark.From, Overlap: old.Overlap, StartDeadline: old.StartDeadline})
 		}
-	} else {
-		t.g.Marks++
 	}
-	t.marks.put(c.JobID, &mark)
+	t.marks.put(&mark)
 	// The embedded store's version row says the same (L7), for verify.
 	if v := t.versions.get(versionID{c.JobID, c.Version}); v != nil {
-		t.versions.put(versionID{c.JobID, c.Version}, v.changed(func(n *versionRow) { n.From = mark.From }))
+		t.versions.put(v.changed(func(n *versionRow) { n.From = mark.From }))
 	}
 	t.scheduleChanged(c.JobID)
 	return Result{Value: mark}
@@ -84,8 +82,7 @@ func (c *DropSchedule) apply(t *tx, _ Meta) Result {
 	if old == nil || c.Version != 0 && old.Version > c.Version {
 		return Result{}
 	}
-	t.marks.del(c.JobID, old)
-	t.g.Marks--
+	t.marks.del(old)
 	t.scheduleChanged(c.JobID)
 	return Result{}
 }

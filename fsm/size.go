@@ -2,14 +2,14 @@ package fsm
 
 import "github.com/musterhq/muster/job"
 
-// What a row costs in memory, in bytes: the struct, its keys and tree nodes, and whatever varies. Replicas must agree on
+// What a row costs in memory, in bytes: the struct, its places in the trees, and whatever varies. Replicas must agree on
 // these figures, so they are constants, measured once with BenchmarkMemory, and a change of one is a new format.
 const (
-	runOverhead     = 2048
-	attemptOverhead = 640
-	tickOverhead    = 1024
-	keyOverhead     = 1024
-	versionOverhead = 2048
+	runOverhead     = 704
+	attemptOverhead = 256
+	tickOverhead    = 256
+	keyOverhead     = 384
+	versionOverhead = 768
 	labelOverhead   = 48
 )
 

@@ -8,8 +8,8 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"iter"
 
-	"github.com/hashicorp/go-memdb"
 	"github.com/hashicorp/raft"
 	"github.com/musterhq/muster/job"
 )
@@ -24,38 +24,69 @@ const (
 
 	sectionEnd     = 0
 	sectionWindows = 1
+	sectionGlobals = 2
 )
 
-// rows lists the tables in the order of their sections.
-var rows = []struct {
-	section byte
-	table   string
-	decode  func([]byte) (any, error)
-}{
-	{2, tableGlobals, decodeRow[globals]},
-	{3, tableMarks, decodeRow[job.Mark]},
-	{4, tableFlags, decodeRow[flag]},
-	{5, tableUnstored, decodeRow[job.Tick]},
-	{6, tableLeases, decodeRow[job.Grant]},
-	{7, tableEnded, decodeRow[endedBlock]},
-	{8, tableJobs, decodeRow[job.Job]},
-	{9, tableVersions, decodeRow[versionRow]},
-	{10, tablePins, decodeRow[pin]},
-	{11, tableLive, decodeRow[job.Run]},
-	{12, tableHistory, decodeRow[job.Run]},
-	{13, tableAttempts, decodeRow[job.Attempt]},
-	{14, tableLedger, decodeRow[job.Tick]},
-	{15, tableKeys, decodeRow[keyRow]},
+// tableSection is one table in the file: how its rows are walked, and how one is read.
+type tableSection struct {
+	number byte
+	rows   iter.Seq[any]
+	add    func([]byte) error
 }
 
-func decodeRow[R any](b []byte) (any, error) {
-	r := new(R)
-	return r, decoder.Unmarshal(b, r)
+func sectionOf[K, R any](number byte, t *table[K, R], add func(*R)) tableSection {
+	return tableSection{number,
+		func(yield func(any) bool) {
+			for r := range t.all() {
+				if !yield(r) {
+					return
+				}
+			}
+		},
+		func(b []byte) error {
+			r := new(R)
+			if err := decoder.Unmarshal(b, r); err != nil {
+				return err
+			}
+			add(r)
+			return nil
+		}}
+}
+
+// sectionsOf lists the tables in the order of their sections. Indexes are not written; they are made again.
+func (t *tables) sectionsOf(names *interner) []tableSection {
+	addRun := func(to *runTable) func(*job.Run) {
+		return func(r *job.Run) {
+			names.run(r)
+			to.add(r)
+		}
+	}
+	return []tableSection{
+		sectionOf(3, &t.marks, t.marks.put),
+		sectionOf(4, &t.flags, t.flags.put),
+		sectionOf(5, &t.unstored, t.unstored.put),
+		sectionOf(6, &t.leases, t.leases.put),
+		sectionOf(7, &t.ended, t.ended.put),
+		sectionOf(8, &t.jobs, t.jobs.put),
+		sectionOf(9, &t.versions, t.versions.put),
+		sectionOf(10, &t.pins, t.pins.put),
+		sectionOf(11, &t.live.rows, addRun(&t.live)),
+		sectionOf(12, &t.history.rows, addRun(&t.history)),
+		sectionOf(13, &t.attempts, t.attempts.put),
+		sectionOf(14, &t.ledger, func(k *job.Tick) {
+			t.ledger.put(k)
+			t.aged.add(k.Key())
+		}),
+		sectionOf(15, &t.keys, func(k *keyRow) {
+			t.keys.put(k)
+			t.keyAges.add(k.age())
+		}),
+	}
 }
 
 // snapshot is the state at one moment. Its tables are frozen, so it needs no lock.
 type snapshot struct {
-	txn     *memdb.Txn
+	tables  *tables
 	windows []window
 }
 
@@ -106,15 +137,16 @@ func (s *snapshot) sections(w *bufio.Writer) error {
 		}
 	}
 	sec.end()
-	for _, t := range rows {
-		sec.begin(t.section)
-		it, err := s.txn.LowerBound(t.table, indexID, []byte(nil))
-		if err != nil {
-			return err
-		}
-		for raw := it.Next(); raw != nil; raw = it.Next() {
-			if err := sec.row(raw); err != nil {
-				return fmt.Errorf("table %s: %w", t.table, err)
+	sec.begin(sectionGlobals)
+	if err := sec.row(&s.tables.g); err != nil {
+		return err
+	}
+	sec.end()
+	for _, t := range s.tables.sectionsOf(nil) {
+		sec.begin(t.number)
+		for r := range t.rows {
+			if err := sec.row(r); err != nil {
+				return fmt.Errorf("section %d: %w", t.number, err)
 			}
 		}
 		sec.end()
@@ -152,55 +184,57 @@ func (s *section) end() {
 
 func (s *section) uvarint(v uint64) { s.w.Write(binary.AppendUvarint(s.num[:0], v)) }
 
-// readSnapshot builds tables from a snapshot, and answers them only if all of it is right.
-func readSnapshot(in io.Reader) (*memdb.MemDB, windows, *endedIndex, error) {
+// restored is what a snapshot holds.
+type restored struct {
+	tables  *tables
+	windows windows
+	ended   *endedIndex
+}
+
+// readSnapshot builds a state from a snapshot, and answers it only if all of it is right.
+func readSnapshot(in io.Reader) (*restored, error) {
 	r := &snapshotReader{r: bufio.NewReaderSize(in, 256<<10), sum: crc32.New(castagnoli)}
-	ended := newEndedIndex()
-	var ws windows
-	fail := func(err error) (*memdb.MemDB, windows, *endedIndex, error) { return nil, windows{}, nil, err }
 	head := r.bytes(len(snapshotMagic) + 1)
 	if r.err != nil {
-		return fail(r.err)
+		return nil, r.err
 	}
 	if string(head[:len(snapshotMagic)]) != snapshotMagic {
-		return fail(errors.New("this is not a snapshot of muster"))
+		return nil, errors.New("this is not a snapshot of muster")
 	}
 	if f := head[len(snapshotMagic)]; f != snapshotFormat {
-		return fail(fmt.Errorf("snapshot format %d is not known to this version of muster", f))
+		return nil, fmt.Errorf("snapshot format %d is not known to this version of muster", f)
 	}
-	db := newTables()
-	txn := db.Txn(true)
-	defer txn.Abort()
-	for {
-		number := r.byte()
-		if r.err != nil {
-			return fail(r.err)
+	out := &restored{tables: newTables(), ended: newEndedIndex()}
+	readers := map[byte]func([]byte) error{
+		sectionWindows: func(b []byte) error {
+			w := new(window)
+			out.windows.list = append(out.windows.list, w)
+			return decoder.Unmarshal(b, w)
+		},
+		sectionGlobals: func(b []byte) error { return decoder.Unmarshal(b, &out.tables.g) },
+	}
+	for _, t := range out.tables.sectionsOf(new(interner)) {
+		readers[t.number] = t.add
+	}
+	for number := r.byte(); r.err == nil && number != sectionEnd; number = r.byte() {
+		read := readers[number]
+		if read == nil {
+			return nil, fmt.Errorf("snapshot section %d is not known to this version of muster", number)
 		}
-		if number == sectionEnd {
-			break
-		}
-		err := r.section(number, func(table string, row any) error {
-			if w, ok := row.(*window); ok {
-				ws.list = append(ws.list, w)
-				return nil
-			}
-			if b, ok := row.(*endedBlock); ok {
-				ended.add(b) // in the order of their numbers, so oldest first
-			}
-			return txn.Insert(table, row)
-		})
-		if err != nil {
-			return fail(err)
+		if err := r.section(number, read); err != nil {
+			return nil, err
 		}
 	}
 	want := r.sum.Sum32()
 	if got := r.bytes(4); r.err != nil {
-		return fail(r.err)
+		return nil, r.err
 	} else if binary.BigEndian.Uint32(got) != want {
-		return fail(errors.New("the snapshot is damaged: its checksum does not match"))
+		return nil, errors.New("the snapshot is damaged: its checksum does not match")
 	}
-	txn.Commit()
-	return db, ws, ended, nil
+	for b := range out.tables.ended.all() { // in the order of their numbers, so oldest first
+		out.ended.add(b)
+	}
+	return out, nil
 }
 
 // snapshotReader reads and sums; after an error everything it answers is zero.
@@ -214,16 +248,7 @@ type snapshotReader struct {
 	err error
 }
 
-func (s *snapshotReader) section(number byte, add func(table string, row any) error) error {
-	table, decode := "", decodeRow[window]
-	for _, t := range rows {
-		if t.section == number {
-			table, decode = t.table, t.decode
-		}
-	}
-	if table == "" && number != sectionWindows {
-		return fmt.Errorf("snapshot section %d is not known to this version of muster", number)
-	}
+func (s *snapshotReader) section(number byte, add func([]byte) error) error {
 	n := uint64(0)
 	for {
 		size := s.uvarint()
@@ -240,11 +265,7 @@ func (s *snapshotReader) section(number byte, add func(table string, row any) er
 		if s.err != nil {
 			return s.err
 		}
-		row, err := decode(b)
-		if err == nil {
-			err = add(table, row)
-		}
-		if err != nil {
+		if err := add(b); err != nil {
 			return fmt.Errorf("snapshot section %d, row %d: %w", number, n, err)
 		}
 		n++

@@ -6,19 +6,22 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/hashicorp/go-memdb"
 	"github.com/hashicorp/raft"
 	"github.com/musterhq/muster/job"
 )
 
 // State is the replicated state of one node. Raft applies, snapshots and restores from one goroutine; readers may be
-// many and see whole batches only.
+// many and see whole entries only.
 type State struct {
-	mu      sync.Mutex // held by whoever applies, restores or takes a snapshot
-	db      atomic.Pointer[memdb.MemDB]
+	mu      sync.Mutex // held by whoever applies an entry, restores, or freezes the tables
+	tables  *tables
 	windows windows
 	ended   atomic.Pointer[endedIndex]
 	names   interner
+
+	// view is what readers share until the next entry is applied. Freezing marks the trees' nodes as shared, so that the
+	// next writes copy them: it happens only when somebody asks, and once for all who do.
+	view atomic.Pointer[View]
 
 	changes scheduleChanges
 }
@@ -27,8 +30,7 @@ var _ raft.BatchingFSM = (*State)(nil)
 
 // New makes an empty state.
 func New() *State {
-	s := &State{}
-	s.db.Store(newTables())
+	s := &State{tables: newTables()}
 	s.ended.Store(newEndedIndex())
 	s.changes.signal = make(chan struct{}, 1)
 	return s
@@ -36,35 +38,38 @@ func New() *State {
 
 // Apply applies one log entry and answers []Result, one for each of its commands. It panics on an entry that this binary
 // cannot read, and the replica stops: see the package comment.
-func (s *State) Apply(log *raft.Log) any { return s.ApplyBatch([]*raft.Log{log})[0] }
-
-// ApplyBatch applies entries in order as one change of the tables, and answers each like Apply. What is not a command
-// answers nil.
-func (s *State) ApplyBatch(logs []*raft.Log) []any {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	t := s.begin()
-	answers := make([]any, len(logs))
-	for i, log := range logs {
-		if log.Type == raft.LogCommand {
-			answers[i] = t.entry(log)
-		}
+func (s *State) Apply(log *raft.Log) any {
+	if log.Type != raft.LogCommand {
+		return nil
 	}
-	t.commit()
-	s.changes.add(t.changed)
-	return answers
-}
-
-func (t *tx) entry(log *raft.Log) []Result {
 	e, err := DecodeEntry(log.Data)
 	if err != nil {
 		panic(fmt.Sprintf("fsm: the log entry at index %d cannot be applied, so this replica stops rather than diverge: %v", log.Index, err))
 	}
-	t.g.Index = log.Index
+	results, changed := s.apply(log.Index, e)
+	s.changes.add(changed)
+	return results
+}
+
+// ApplyBatch applies entries in order and answers each like Apply. What is not a command answers nil. Readers get their
+// turn after each entry, however long the batch.
+func (s *State) ApplyBatch(logs []*raft.Log) []any {
+	answers := make([]any, len(logs))
+	for i, log := range logs {
+		answers[i] = s.Apply(log)
+	}
+	return answers
+}
+
+func (s *State) apply(index uint64, e *Entry) ([]Result, []job.JobID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := &tx{tables: s.tables, index: s.ended.Load(), names: &s.names}
+	t.g.Index = index
 	t.g.At = max(t.g.At, e.At)
+	meta := Meta{Index: index, At: t.g.At}
 	results := make([]Result, len(e.Commands))
-	replayed := t.s.windows.seen(e.Origin, log.Index)
-	meta := Meta{Index: log.Index, At: t.g.At}
+	replayed := s.windows.seen(e.Origin, index)
 	for i, c := range e.Commands {
 		if replayed {
 			results[i] = Result{Err: ErrReplayed}
@@ -72,7 +77,8 @@ func (t *tx) entry(log *raft.Log) []Result {
 			results[i] = c.apply(t, meta)
 		}
 	}
-	return results
+	s.view.Store(nil)
+	return results, t.changed
 }
 
 // Snapshot freezes the state as it is. It does no work worth mentioning; Persist does, while applies go on.
@@ -81,36 +87,53 @@ func (s *State) Snapshot() (raft.FSMSnapshot, error) { return s.freeze(), nil }
 func (s *State) freeze() *snapshot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return &snapshot{txn: s.db.Load().Txn(false), windows: s.windows.copied()}
+	return &snapshot{tables: s.frozen().tables, windows: s.windows.copied()}
+}
+
+// frozen answers the shared view; the lock is held.
+func (s *State) frozen() *View {
+	v := s.view.Load()
+	if v == nil {
+		v = &View{s.tables.frozen()}
+		s.view.Store(v)
+	}
+	return v
+}
+
+// View freezes what is there now, for reading. It costs microseconds, once an entry.
+func (s *State) View() *View {
+	if v := s.view.Load(); v != nil {
+		return v
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.frozen()
 }
 
 // Restore replaces the state by a snapshot. On an error the state is as before.
 func (s *State) Restore(source io.ReadCloser) error {
 	defer source.Close()
-	db, ws, ended, err := readSnapshot(source)
+	r, err := readSnapshot(source)
 	if err != nil {
 		return fmt.Errorf("restore the replicated state: %w", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var changed []job.JobID
-	for _, v := range []*View{s.View(), {txn: db.Txn(false)}} {
-		for _, m := range v.Marks() {
+	for _, t := range []*tables{s.tables, r.tables} {
+		for m := range t.marks.all() {
 			changed = append(changed, m.JobID)
 		}
 	}
-	s.db.Store(db)
-	s.windows = ws
-	s.ended.Store(ended)
+	s.tables, s.windows = r.tables, r.windows
+	s.ended.Store(r.ended)
+	s.view.Store(nil)
 	s.changes.add(changed)
 	return nil
 }
 
 // Hash digests the whole state, so that replicas which applied the same entries can be compared.
 func (s *State) Hash() ([32]byte, error) { return s.freeze().hash() }
-
-// View freezes what is there now, for reading. It is cheap and holds no lock.
-func (s *State) View() *View { return &View{txn: s.db.Load().Txn(false)} }
 
 // Ended tells whether a lease of the run ended within the last job.EndedGrantsKept, and with which fence (L2).
 func (s *State) Ended(id job.RunID) (job.Fence, bool) { return s.ended.Load().find(id) }
@@ -174,4 +197,9 @@ func (n *interner) of(s string) string {
 	}
 	n.names[s] = s
 	return s
+}
+
+// run lets a new row share its names with others.
+func (n *interner) run(r *job.Run) {
+	r.Namespace, r.Job, r.Task, r.Lane, r.Worker = n.of(r.Namespace), n.of(r.Job), n.of(r.Task), n.of(r.Lane), n.of(r.Worker)
 }

@@ -41,11 +41,10 @@ func (c *StoreTicks) apply(t *tx, _ Meta) Result {
 		k := &c.Ticks[i]
 		// A tick that is in the ledger had its run, which may have been pruned since.
 		if t.ledger.get(k.Key()) == nil {
-			t.ledger.put(k.Key(), k)
-			t.g.LedgerRows++
-			t.g.HistoryBytes += tickSize(k)
+			own := *k
+			t.addTick(&own)
 			if r := births[i]; r != nil && t.run(r.ID) == nil {
-				t.intern(r)
+				t.names.run(r)
 				t.addLive(r)
 			}
 		}

@@ -83,7 +83,7 @@ func (t *tx) known(r *job.Run, m Meta) *job.Receipt {
 	if r.Key == "" {
 		return nil
 	}
-	k := t.keys.get(keyName{r.Namespace, r.Key})
+	k := t.keys.get(jobName{r.Namespace, r.Key})
 	switch {
 	case k == nil || k.AcceptedAt.Add(KeyLife) <= m.At:
 		return nil
@@ -106,7 +106,7 @@ func (t *tx) birth(r *job.Run, m Meta) job.Receipt {
 		}
 	}
 	r.Home = job.HomeQuorum
-	t.intern(r)
+	t.names.run(r)
 	if r.State.Terminal() {
 		t.addHistory(r)
 	} else {
@@ -117,7 +117,7 @@ func (t *tx) birth(r *job.Run, m Meta) job.Receipt {
 
 // remember keeps a run's idempotency key. Keys are never evicted early, so when there is no room the birth is refused.
 func (t *tx) remember(r *job.Run, m Meta) *job.Error {
-	name := keyName{r.Namespace, r.Key}
+	name := jobName{r.Namespace, r.Key}
 	k := &keyRow{Namespace: r.Namespace, Key: r.Key, RunID: r.ID, BodyHash: r.BodyHash, AcceptedAt: m.At}
 	expired := t.keys.get(name)
 	size := keySize(k)
@@ -127,13 +127,6 @@ func (t *tx) remember(r *job.Run, m Meta) *job.Error {
 	if t.g.KeyBytes+size > t.g.Limits.filled().MaxKeyBytes {
 		return job.Errorf(job.Exhausted, "keys_full", "idempotency keys take %d bytes; no more fit until some are older than %s", t.g.KeyBytes, KeyLife)
 	}
-	t.keys.put(name, k)
-	t.g.KeyBytes += size
+	t.putKey(k)
 	return nil
-}
-
-// intern lets a new row share its names with others.
-func (t *tx) intern(r *job.Run) {
-	n := &t.s.names
-	r.Namespace, r.Job, r.Task, r.Lane = n.of(r.Namespace), n.of(r.Job), n.of(r.Task), n.of(r.Lane)
 }

@@ -1,43 +1,119 @@
 package fsm
 
 import (
-	"encoding/binary"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"sync/atomic"
 
-	"github.com/hashicorp/go-memdb"
 	"github.com/musterhq/muster/job"
 )
 
-// The tables. Each has a number in snapshots, in the list rows; numbers are never reused.
-const (
-	tableGlobals  = "globals"
-	tableMarks    = "marks"
-	tableFlags    = "flags"
-	tableUnstored = "unstored"
-	tableLeases   = "leases"
-	tableEnded    = "ended"
-	tableJobs     = "jobs"
-	tableVersions = "versions"
-	tablePins     = "pins"
-	tableLive     = "live"
-	tableHistory  = "history"
-	tableAttempts = "attempts"
-	tableLedger   = "ledger"
-	tableKeys     = "keys"
-)
+// tables is all that is replicated but for the windows of replays. Indexes are derived from the rows.
+type tables struct {
+	g globals
 
-// The indexes besides the primary one.
-const (
-	indexID        = "id"
-	indexNamespace = "namespace" // (namespace, id) of root runs
-	indexJob       = "job"       // (namespace, job name, id)
-	indexRoot      = "root"      // (root id, id) of task runs
-	indexAge       = "age"       // time first
-)
+	marks    table[job.JobID, job.Mark]
+	flags    table[string, flag]
+	unstored table[job.TickKey, job.Tick]
+	leases   table[job.RunID, job.Grant]
+	ended    table[uint64, endedBlock]
 
-// globals is the single row of counters and settings.
+	jobs     table[jobName, job.Job]
+	versions table[versionID, versionRow]
+	pins     table[versionID, pin]
+	// Runs are in one of two tables: live ones, and history once they are terminal. So the leader's reads, births and
+	// pruning each walk a table that holds nothing else, and a backlog does not stand between a reader and history.
+	live     runTable
+	history  runTable
+	attempts table[attemptID, job.Attempt]
+	ledger   table[job.TickKey, job.Tick]
+	aged     set[job.TickKey] // the ledger by time
+	keys     table[jobName, keyRow]
+	keyAges  set[keyAge]
+}
+
+// runTable keeps runs with their indexes. Settling moves a run from one to the other.
+type runTable struct {
+	rows        table[job.RunID, job.Run]
+	byNamespace set[groupKey] // root runs
+	byJob       set[groupKey] // by the name of the job; live ones with task runs, which the leader asks for
+	byRoot      set[groupKey] // task runs
+	tasksByJob  bool
+}
+
+func newTables() *tables {
+	return &tables{
+		marks:    newTable(lessID[job.JobID], func(m *job.Mark) job.JobID { return m.JobID }),
+		flags:    newTable(cmp.Less[string], func(f *flag) string { return f.Key }),
+		unstored: newTable(lessTick, (*job.Tick).Key),
+		leases:   newTable(lessID[job.RunID], func(g *job.Grant) job.RunID { return g.RunID }),
+		ended:    newTable(cmp.Less[uint64], func(b *endedBlock) uint64 { return b.Seq }),
+		jobs:     newTable(lessName, func(j *job.Job) jobName { return jobName{j.Namespace, j.Name} }),
+		versions: newTable(lessVersion, func(v *versionRow) versionID { return versionID{v.JobID, v.Version} }),
+		pins:     newTable(lessVersion, func(p *pin) versionID { return versionID{p.JobID, p.Version} }),
+		live:     newRunTable(true),
+		history:  newRunTable(false),
+		attempts: newTable(lessAttempt, func(a *job.Attempt) attemptID { return attemptID{a.RunID, a.Attempt} }),
+		ledger:   newTable(lessTick, (*job.Tick).Key),
+		aged:     newSet(lessAged),
+		keys:     newTable(lessName, func(k *keyRow) jobName { return jobName{k.Namespace, k.Key} }),
+		keyAges:  newSet(lessKeyAge),
+	}
+}
+
+// frozen answers tables that stay as they are. The caller holds the lock that writers hold: cloning a tree marks its
+// nodes as shared.
+func (t *tables) frozen() *tables {
+	return &tables{
+		g: t.g, marks: t.marks.frozen(), flags: t.flags.frozen(), unstored: t.unstored.frozen(), leases: t.leases.frozen(),
+		ended: t.ended.frozen(), jobs: t.jobs.frozen(), versions: t.versions.frozen(), pins: t.pins.frozen(),
+		live: t.live.frozen(), history: t.history.frozen(), attempts: t.attempts.frozen(), ledger: t.ledger.frozen(),
+		aged: t.aged.frozen(), keys: t.keys.frozen(), keyAges: t.keyAges.frozen(),
+	}
+}
+
+func newRunTable(tasksByJob bool) runTable {
+	return runTable{rows: newTable(lessID[job.RunID], func(r *job.Run) job.RunID { return r.ID }),
+		byNamespace: newSet(lessGroup), byJob: newSet(lessGroup), byRoot: newSet(lessGroup), tasksByJob: tasksByJob}
+}
+
+func (t *runTable) frozen() runTable {
+	return runTable{rows: t.rows.frozen(), byNamespace: t.byNamespace.frozen(), byJob: t.byJob.frozen(),
+		byRoot: t.byRoot.frozen(), tasksByJob: t.tasksByJob}
+}
+
+// add writes a run that is not there.
+func (t *runTable) add(r *job.Run) {
+	t.rows.put(r)
+	root := r.IsRoot()
+	if root {
+		t.byNamespace.add(groupKey{namespaceGroup(r.Namespace), r.ID})
+	} else {
+		t.byRoot.add(groupKey{rootGroup(r.RootID), r.ID})
+	}
+	if r.Job != "" && (root || t.tasksByJob) {
+		t.byJob.add(groupKey{jobGroup(r.Namespace, r.Job), r.ID})
+	}
+}
+
+// replace writes a run that is there; what it is indexed by never changes.
+func (t *runTable) replace(r *job.Run) { t.rows.put(r) }
+
+func (t *runTable) remove(r *job.Run) {
+	t.rows.del(r)
+	root := r.IsRoot()
+	if root {
+		t.byNamespace.remove(groupKey{namespaceGroup(r.Namespace), r.ID})
+	} else {
+		t.byRoot.remove(groupKey{rootGroup(r.RootID), r.ID})
+	}
+	if r.Job != "" && (root || t.tasksByJob) {
+		t.byJob.remove(groupKey{jobGroup(r.Namespace, r.Job), r.ID})
+	}
+}
+
+// globals are the counters and settings.
 type globals struct {
 	Index       uint64      `cbor:"1,keyasint"`
 	At          job.Instant `cbor:"2,keyasint"` // the state's time: the greatest At applied (L8)
@@ -45,13 +121,7 @@ type globals struct {
 	StoreEpoch  job.Epoch   `cbor:"4,keyasint"`
 	Maintenance bool        `cbor:"5,keyasint,omitempty"`
 	Limits      Limits      `cbor:"6,keyasint"`
-	// How full it is: rows, and bytes by the functions in size.go.
-	LiveRuns        int   `cbor:"10,keyasint"`
-	HistoryRuns     int   `cbor:"11,keyasint"`
-	LedgerRows      int   `cbor:"12,keyasint"`
-	UnstoredTicks   int   `cbor:"13,keyasint"`
-	Flags           int   `cbor:"14,keyasint"`
-	Marks           int   `cbor:"15,keyasint"`
+	// How full it is, in bytes by the functions in size.go.
 	LiveBytes       int64 `cbor:"20,keyasint"`
 	HistoryBytes    int64 `cbor:"21,keyasint"`
 	KeyBytes        int64 `cbor:"22,keyasint"`
@@ -67,41 +137,10 @@ type flag struct {
 	Value string `cbor:"2,keyasint,omitempty"`
 }
 
-func jobFlag(id job.JobID) string      { return "j" + string(id[:]) }
+// The first byte of a flag's key says of what it is.
+func jobFlag(id job.JobID) string      { return "j" + id.String() }
 func namespaceFlag(name string) string { return "n" + name }
 func workerFlag(name string) string    { return "w" + name }
-func flagKey(k string) []byte          { return []byte(k) }
-func runKey(id job.RunID) []byte       { return append(make([]byte, 0, 16), id[:]...) }
-func markKey(id job.JobID) []byte      { return append(make([]byte, 0, 16), id[:]...) }
-func endedKey(seq uint64) []byte       { return binary.BigEndian.AppendUint64(nil, seq) }
-func globalsKey(struct{}) []byte       { return []byte{0} }
-func nameKey(n jobName) []byte         { return joined(n.namespace, n.name, nil) }
-func keyKey(k keyName) []byte          { return joined(k.namespace, k.key, nil) }
-func attemptKey(a attemptID) []byte    { return binary.BigEndian.AppendUint32(runKey(a.run), a.attempt) }
-func versionKey(v versionID) []byte    { return binary.BigEndian.AppendUint64(markKey(v.job), v.version) }
-func tickKey(t job.TickKey) []byte     { return appendInstant(markKey(t.JobID), t.ScheduledAt) }
-func appendInstant(b []byte, at job.Instant) []byte {
-	return binary.BigEndian.AppendUint64(b, uint64(at)^1<<63) // keeps the order of negative instants too
-}
-
-// joined is a key of names, each closed by a zero byte (names hold none), and a tail.
-func joined(a, b string, tail []byte) []byte {
-	k := make([]byte, 0, len(a)+len(b)+2+len(tail))
-	k = append(append(k, a...), 0)
-	k = append(append(k, b...), 0)
-	return append(k, tail...)
-}
-
-type jobName struct{ namespace, name string }
-type keyName struct{ namespace, key string }
-type versionID struct {
-	job     job.JobID
-	version uint64
-}
-type attemptID struct {
-	run     job.RunID
-	attempt uint32
-}
 
 // versionRow is one version of a job: the document as JSON, and decoded once it was asked for.
 type versionRow struct {
@@ -130,6 +169,7 @@ func (v *versionRow) spec() *job.Document {
 	return d
 }
 
+// changed is a copy with a change.
 func (v *versionRow) changed(f func(*versionRow)) *versionRow {
 	n := &versionRow{JobID: v.JobID, Version: v.Version, Namespace: v.Namespace, Name: v.Name, From: v.From,
 		CreatedAt: v.CreatedAt, Document: v.Document, Orphan: v.Orphan}
@@ -149,7 +189,7 @@ type pin struct {
 }
 
 // keyRow remembers an idempotency key from its acceptance for KeyLife, longer than the run itself if need be: then the
-// last fields are what is left of the run.
+// last field is what is left of the run.
 type keyRow struct {
 	Namespace  string      `cbor:"1,keyasint"`
 	Key        string      `cbor:"2,keyasint"`
@@ -159,85 +199,4 @@ type keyRow struct {
 	Pruned     *job.Run    `cbor:"6,keyasint,omitempty"`
 }
 
-// index makes memdb keys without reflection. Reads pass the finished key.
-type index[R any] func(*R) (key []byte, ok bool)
-
-func (f index[R]) FromObject(raw any) (bool, []byte, error) {
-	k, ok := f(raw.(*R))
-	return ok, k, nil
-}
-
-func (f index[R]) FromArgs(args ...any) ([]byte, error) { return args[0].([]byte), nil }
-
-func tableOf[R any](name string, primary func(*R) []byte, more map[string]index[R]) *memdb.TableSchema {
-	t := &memdb.TableSchema{Name: name, Indexes: map[string]*memdb.IndexSchema{}}
-	t.Indexes[indexID] = &memdb.IndexSchema{Name: indexID, Unique: true,
-		Indexer: index[R](func(r *R) ([]byte, bool) { return primary(r), true })}
-	for n, f := range more {
-		// Every key ends with the row's id, so it is unique by itself and memdb need not append one.
-		t.Indexes[n] = &memdb.IndexSchema{Name: n, Unique: true, AllowMissing: true, Indexer: f}
-	}
-	return t
-}
-
-func schema() *memdb.DBSchema {
-	runID := func(r *job.Run) []byte { return runKey(r.ID) }
-	byNamespace := func(r *job.Run) ([]byte, bool) {
-		return namespaceRunKey(r.Namespace, r.ID), r.IsRoot()
-	}
-	byRoot := func(r *job.Run) ([]byte, bool) { return append(runKey(r.RootID), r.ID[:]...), !r.IsRoot() }
-	tables := []*memdb.TableSchema{
-		tableOf(tableGlobals, func(*globals) []byte { return globalsKey(struct{}{}) }, nil),
-		tableOf(tableMarks, func(m *job.Mark) []byte { return markKey(m.JobID) }, nil),
-		tableOf(tableFlags, func(f *flag) []byte { return flagKey(f.Key) }, nil),
-		tableOf(tableUnstored, func(t *job.Tick) []byte { return tickKey(t.Key()) }, nil),
-		tableOf(tableLeases, func(g *job.Grant) []byte { return runKey(g.RunID) }, nil),
-		tableOf(tableEnded, func(e *endedBlock) []byte { return endedKey(e.Seq) }, nil),
-		tableOf(tableJobs, func(j *job.Job) []byte { return nameKey(jobName{j.Namespace, j.Name}) }, nil),
-		tableOf(tableVersions, func(v *versionRow) []byte { return versionKey(versionID{v.JobID, v.Version}) }, nil),
-		tableOf(tablePins, func(p *pin) []byte { return versionKey(versionID{p.JobID, p.Version}) }, nil),
-		tableOf(tableLive, runID, map[string]index[job.Run]{
-			indexNamespace: byNamespace,
-			// Task runs too: what is live of a job is asked by the leader.
-			indexJob:  func(r *job.Run) ([]byte, bool) { return joined(r.Namespace, r.Job, r.ID[:]), r.Job != "" },
-			indexRoot: byRoot,
-		}),
-		tableOf(tableHistory, runID, map[string]index[job.Run]{
-			indexNamespace: byNamespace,
-			indexJob:       func(r *job.Run) ([]byte, bool) { return joined(r.Namespace, r.Job, r.ID[:]), r.Job != "" && r.IsRoot() },
-			indexRoot:      byRoot,
-		}),
-		tableOf(tableAttempts, func(a *job.Attempt) []byte { return attemptKey(attemptID{a.RunID, a.Attempt}) }, nil),
-		tableOf(tableLedger, func(t *job.Tick) []byte { return tickKey(t.Key()) }, map[string]index[job.Tick]{
-			indexAge: func(t *job.Tick) ([]byte, bool) {
-				return append(appendInstant(make([]byte, 0, 24), t.ScheduledAt), t.JobID[:]...), true
-			},
-		}),
-		tableOf(tableKeys, func(k *keyRow) []byte { return keyKey(keyName{k.Namespace, k.Key}) }, map[string]index[keyRow]{
-			indexAge: func(k *keyRow) ([]byte, bool) {
-				return append(appendInstant(nil, k.AcceptedAt), keyKey(keyName{k.Namespace, k.Key})...), true
-			},
-		}),
-	}
-	s := &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{}}
-	for _, t := range tables {
-		s.Tables[t.Name] = t
-	}
-	return s
-}
-
-func namespaceRunKey(namespace string, id job.RunID) []byte {
-	k := make([]byte, 0, len(namespace)+1+16)
-	k = append(append(k, namespace...), 0)
-	return append(k, id[:]...)
-}
-
-// newTables makes empty tables. A database that is a snapshot does not keep track of who watches each node of its trees,
-// which nobody does here and which would cost a third of every write.
-func newTables() *memdb.MemDB {
-	db, err := memdb.NewMemDB(schema())
-	if err != nil {
-		panic(err) // the schema is wrong, which every test would find
-	}
-	return db.Snapshot()
-}
+func (k *keyRow) age() keyAge { return keyAge{k.AcceptedAt, jobName{k.Namespace, k.Key}} }

@@ -4,68 +4,20 @@ import (
 	"bytes"
 	"iter"
 
-	"github.com/hashicorp/go-memdb"
 	"github.com/musterhq/muster/job"
 )
 
 // View is the state at one moment. The runs and documents that it answers are the rows themselves, shared by all readers:
 // nobody may change them.
-type View struct{ txn *memdb.Txn }
-
-func (v *View) globals() *globals {
-	if g := lookup[globals](v.txn, tableGlobals, globalsKey(struct{}{})); g != nil {
-		return g
-	}
-	return new(globals)
-}
-
-// all copies a table out in the order of its keys.
-func all[R any](txn *memdb.Txn, table string) []R {
-	var rows []R
-	for r := range ascend[R](txn, table, indexID, nil) {
-		rows = append(rows, *r)
-	}
-	return rows
-}
-
-// ascend walks an index upward from a key.
-func ascend[R any](txn *memdb.Txn, table, index string, from []byte) iter.Seq[*R] {
-	return func(yield func(*R) bool) {
-		it, err := txn.LowerBound(table, index, from)
-		must(err)
-		for raw := it.Next(); raw != nil; raw = it.Next() {
-			if !yield(raw.(*R)) {
-				return
-			}
-		}
-	}
-}
-
-// descend walks an index downward from a key, the key's own row included.
-func descend[R any](txn *memdb.Txn, table, index string, from []byte) iter.Seq[*R] {
-	return func(yield func(*R) bool) {
-		it, err := txn.ReverseLowerBound(table, index, from)
-		must(err)
-		for raw := it.Next(); raw != nil; raw = it.Next() {
-			if !yield(raw.(*R)) {
-				return
-			}
-		}
-	}
-}
+type View struct{ *tables }
 
 // Run answers a run, or nil.
-func (v *View) Run(id job.RunID) *job.Run {
-	if r := lookup[job.Run](v.txn, tableLive, runKey(id)); r != nil {
-		return r
-	}
-	return lookup[job.Run](v.txn, tableHistory, runKey(id))
-}
+func (v *View) Run(id job.RunID) *job.Run { return v.run(id) }
 
 // Live walks the runs that are not terminal, those after the given id, in the order of their ids.
 func (v *View) Live(after job.RunID) iter.Seq[*job.Run] {
 	return func(yield func(*job.Run) bool) {
-		for r := range ascend[job.Run](v.txn, tableLive, indexID, runKey(after)) {
+		for r := range v.live.rows.ascend(after) {
 			if r.ID != after && !yield(r) {
 				return
 			}
@@ -77,7 +29,7 @@ func (v *View) Live(after job.RunID) iter.Seq[*job.Run] {
 func (v *View) LiveOfJob(id job.JobID) iter.Seq[*job.Run] {
 	return func(yield func(*job.Run) bool) {
 		var of *pin
-		for p := range ascend[pin](v.txn, tablePins, indexID, markKey(id)) {
+		for p := range v.pins.ascend(versionID{job: id}) {
 			if p.JobID == id {
 				of = p
 			}
@@ -86,13 +38,13 @@ func (v *View) LiveOfJob(id job.JobID) iter.Seq[*job.Run] {
 		if of == nil {
 			return
 		}
-		prefix := joined(of.Namespace, of.Name, nil)
-		for r := range ascend[job.Run](v.txn, tableLive, indexJob, prefix) {
-			if r.Namespace != of.Namespace || r.Job != of.Name {
+		group := jobGroup(of.Namespace, of.Name)
+		for k := range v.live.byJob.ascend(groupKey{group: group}) {
+			if k.group != group {
 				return
 			}
 			// A job deleted and created again under the same name has another id.
-			if r.JobID == id && !yield(r) {
+			if r := v.live.rows.get(k.id); r.JobID == id && !yield(r) {
 				return
 			}
 		}
@@ -112,48 +64,47 @@ type Which struct {
 func (v *View) Runs(w Which) iter.Seq[*job.Run] {
 	switch {
 	case w.Live && w.History:
-		return merged(v.runsOf(tableLive, w), v.runsOf(tableHistory, w))
+		return merged(v.live.runs(w), v.history.runs(w))
 	case w.Live:
-		return v.runsOf(tableLive, w)
+		return v.live.runs(w)
 	default:
-		return v.runsOf(tableHistory, w)
+		return v.history.runs(w)
 	}
 }
 
-func (v *View) runsOf(table string, w Which) iter.Seq[*job.Run] {
-	index, prefix := indexID, []byte(nil)
-	switch {
-	case !w.RootID.IsZero():
-		index, prefix = indexRoot, runKey(w.RootID)
-	case w.Job != "":
-		index, prefix = indexJob, joined(w.Namespace, w.Job, nil)
-	case w.Namespace != "":
-		index, prefix = indexNamespace, append([]byte(w.Namespace), 0)
-	}
+func (t *runTable) runs(w Which) iter.Seq[*job.Run] {
 	from := w.Before
 	if from.IsZero() {
 		from = job.RunID(bytes.Repeat([]byte{0xff}, len(from)))
 	}
-	of := func(r *job.Run) bool {
-		switch index {
-		case indexRoot:
-			return r.RootID == w.RootID
-		case indexJob:
-			return r.Namespace == w.Namespace && r.Job == w.Job
-		case indexNamespace:
-			return r.Namespace == w.Namespace
-		}
-		return true
+	wanted := func(r *job.Run) bool {
+		return r.ID != w.Before && (w.RootID.IsZero() && r.IsRoot() || !w.RootID.IsZero() && r.RootID == w.RootID) &&
+			(w.Namespace == "" || r.Namespace == w.Namespace) && (w.Job == "" || r.Job == w.Job)
+	}
+	var index *set[groupKey]
+	var group uint64
+	switch {
+	case !w.RootID.IsZero():
+		index, group = &t.byRoot, rootGroup(w.RootID)
+	case w.Job != "":
+		index, group = &t.byJob, jobGroup(w.Namespace, w.Job)
+	case w.Namespace != "":
+		index, group = &t.byNamespace, namespaceGroup(w.Namespace)
 	}
 	return func(yield func(*job.Run) bool) {
-		for r := range descend[job.Run](v.txn, table, index, append(prefix, from[:]...)) {
-			if !of(r) {
+		if index == nil {
+			for r := range t.rows.descend(from) {
+				if wanted(r) && !yield(r) {
+					return
+				}
+			}
+			return
+		}
+		for k := range index.descend(groupKey{group, from}) {
+			if k.group != group {
 				return
 			}
-			if r.ID == w.Before || w.RootID.IsZero() && !r.IsRoot() {
-				continue
-			}
-			if !yield(r) {
+			if r := t.rows.get(k.id); wanted(r) && !yield(r) {
 				return
 			}
 		}
@@ -167,7 +118,7 @@ func merged(a, b iter.Seq[*job.Run]) iter.Seq[*job.Run] {
 		defer stop()
 		other, ok := next()
 		for r := range a {
-			for ok && bytes.Compare(other.ID[:], r.ID[:]) > 0 {
+			for ok && compareID(other.ID, r.ID) > 0 {
 				if !yield(other) {
 					return
 				}
@@ -188,7 +139,7 @@ func merged(a, b iter.Seq[*job.Run]) iter.Seq[*job.Run] {
 // Attempts answers the superseded attempts of a run, oldest first.
 func (v *View) Attempts(id job.RunID) []job.Attempt {
 	var list []job.Attempt
-	for a := range ascend[job.Attempt](v.txn, tableAttempts, indexID, runKey(id)) {
+	for a := range v.attempts.ascend(attemptID{run: id}) {
 		if a.RunID != id {
 			break
 		}
@@ -203,7 +154,7 @@ func (v *View) Ticks(id job.JobID, from job.Instant) iter.Seq[*job.Tick] {
 		from = 1<<63 - 1
 	}
 	return func(yield func(*job.Tick) bool) {
-		for t := range descend[job.Tick](v.txn, tableLedger, indexID, tickKey(job.TickKey{JobID: id, ScheduledAt: from})) {
+		for t := range v.ledger.descend(job.TickKey{JobID: id, ScheduledAt: from}) {
 			if t.JobID != id || !yield(t) {
 				return
 			}
@@ -213,17 +164,18 @@ func (v *View) Ticks(id job.JobID, from job.Instant) iter.Seq[*job.Tick] {
 
 // Job answers a job with its current document, or nil.
 func (v *View) Job(namespace, name string) *job.Job {
-	return v.complete(lookup[job.Job](v.txn, tableJobs, nameKey(jobName{namespace, name})))
+	return v.complete(v.jobs.get(jobName{namespace, name}))
 }
 
-// Jobs walks the jobs of a namespace by name, those after the given one.
+// Jobs walks the jobs of a namespace by name, those after the given one; of all namespaces, one after the other, if the
+// namespace is "".
 func (v *View) Jobs(namespace, after string) iter.Seq[*job.Job] {
 	return func(yield func(*job.Job) bool) {
-		for j := range ascend[job.Job](v.txn, tableJobs, indexID, joined(namespace, after, nil)[:len(namespace)+1+len(after)]) {
-			if j.Namespace != namespace {
+		for j := range v.jobs.ascend(jobName{namespace, after}) {
+			if namespace != "" && j.Namespace != namespace {
 				return
 			}
-			if j.Name != after && !yield(v.complete(j)) {
+			if (namespace == "" || j.Name != after) && !yield(v.complete(j)) {
 				return
 			}
 		}
@@ -235,7 +187,7 @@ func (v *View) complete(j *job.Job) *job.Job {
 		return nil
 	}
 	c := *j
-	if row := lookup[versionRow](v.txn, tableVersions, versionKey(versionID{j.ID, j.Version})); row != nil {
+	if row := v.versions.get(versionID{j.ID, j.Version}); row != nil {
 		c.Spec = row.spec()
 	}
 	return &c
@@ -243,7 +195,7 @@ func (v *View) complete(j *job.Job) *job.Job {
 
 // Version answers one version of a job, or nil.
 func (v *View) Version(id job.JobID, version uint64) *job.Version {
-	row := lookup[versionRow](v.txn, tableVersions, versionKey(versionID{id, version}))
+	row := v.versions.get(versionID{id, version})
 	if row == nil {
 		return nil
 	}
@@ -253,7 +205,7 @@ func (v *View) Version(id job.JobID, version uint64) *job.Version {
 // Versions walks the versions of a job, newest first.
 func (v *View) Versions(id job.JobID) iter.Seq[*job.Version] {
 	return func(yield func(*job.Version) bool) {
-		for row := range descend[versionRow](v.txn, tableVersions, indexID, versionKey(versionID{id, 1<<64 - 1})) {
+		for row := range v.versions.descend(versionID{id, 1<<64 - 1}) {
 			if row.JobID != id || !yield(row.version()) {
 				return
 			}
@@ -261,8 +213,8 @@ func (v *View) Versions(id job.JobID) iter.Seq[*job.Version] {
 	}
 }
 
-func (row *versionRow) version() *job.Version {
-	return &job.Version{JobID: row.JobID, Version: row.Version, From: row.From, CreatedAt: row.CreatedAt, Spec: row.spec()}
+func (v *versionRow) version() *job.Version {
+	return &job.Version{JobID: v.JobID, Version: v.Version, From: v.From, CreatedAt: v.CreatedAt, Spec: v.spec()}
 }
 
 // Fill is how full the embedded store is.
@@ -274,7 +226,8 @@ type Fill struct {
 
 // Fill answers how full the embedded store is.
 func (v *View) Fill() Fill {
-	g := v.globals()
-	return Fill{LiveRuns: g.LiveRuns, HistoryRuns: g.HistoryRuns, LedgerRows: g.LedgerRows, LiveBytes: g.LiveBytes,
-		HistoryBytes: g.HistoryBytes, KeyBytes: g.KeyBytes, DefinitionBytes: g.DefinitionBytes, Limits: g.Limits.filled()}
+	g := &v.g
+	return Fill{LiveRuns: v.live.rows.tree.Len(), HistoryRuns: v.history.rows.tree.Len(), LedgerRows: v.ledger.tree.Len(),
+		LiveBytes: g.LiveBytes, HistoryBytes: g.HistoryBytes, KeyBytes: g.KeyBytes, DefinitionBytes: g.DefinitionBytes,
+		Limits: g.Limits.filled()}
 }
