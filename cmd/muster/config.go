@@ -68,8 +68,7 @@ func (c *cli) checkAddresses() error {
 	if len(c.addresses) == 0 {
 		return usageErrorf("--address: the address of a node is missing; write one such as http://127.0.0.1:8080")
 	}
-	for i, a := range c.addresses {
-		a = strings.TrimRight(strings.TrimSpace(a), "/")
+	for i, a := range withScheme(c.addresses) {
 		if u, err := url.Parse(a); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 			return usageErrorf("--address: %q is not the address of a node; write one such as http://127.0.0.1:8080", clip(a, 128))
 		}

@@ -64,10 +64,10 @@ func (c *cli) dev(ctx context.Context, f devFlags) error {
 	}
 	o := app.Options{
 		DataDir: f.data, HTTP: f.http, LocalOnly: true, Version: thisBuild().Version, Logger: logger,
-		Ready: func(url string) { c.devBanner(url, f) },
+		WorkEnv: c.env, Ready: func(url string) { c.devBanner(url, f) },
 	}
 	if !f.noWorker {
-		o.Worker = &app.WorkerOptions{}
+		o.Worker = &app.WorkerOptions{Slots: f.workerSlots}
 	}
 	return processError(app.Run(ctx, o))
 }

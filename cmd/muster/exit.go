@@ -78,8 +78,6 @@ func exitCode(err error) int {
 		return own.code
 	case errors.As(err, new(interrupted)):
 		return exitInterrupted
-	case unreachable(err):
-		return exitUnavailable
 	}
 	switch job.CodeOf(err) {
 	case job.Invalid:
@@ -110,12 +108,12 @@ func (c *cli) sentence(err error) string {
 	if errors.As(err, new(interrupted)) {
 		return "interrupted"
 	}
-	if unreachable(err) {
-		return c.nobodyAnswers(err)
-	}
 	var e *job.Error
 	if !errors.As(err, &e) {
 		return err.Error() // of the machine: a file that is not there, a disk that is full
+	}
+	if e.Code == job.Unavailable && unreachable(e) {
+		return c.nobodyAnswers(e)
 	}
 	text := e.Message
 	if e.Field != "" {

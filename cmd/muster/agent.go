@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/musterhq/muster/client"
+	"github.com/musterhq/muster/internal/app"
+	"github.com/musterhq/muster/job"
+)
+
+const workerHelp = `Run a worker on this machine: it joins the nodes that --join names and runs what they
+assign to it. If none of them answers yet, it waits.
+
+What it may run is said here and nowhere else: commands only if --allow-exec matches
+the absolute path of the program (a shell or an interpreter that is allowed allows
+everything), requests only to public addresses unless allowed.
+
+    muster worker --join 10.0.0.1:8080,10.0.0.2:8080 --name w1 --slots 8 \
+        --label region=eu --allow-exec '/usr/local/bin/*' --allow-exec '/opt/jobs/**'
+
+Ctrl-C stops it softly: it takes nothing new, what runs may finish for 30 seconds
+and is then given back. A second Ctrl-C stops it at once.
+
+The commands below look at the workers of a cluster, and change what they do.`
+
+type workerFlags struct {
+	name, data  string
+	join        []string
+	slots       int
+	labels      []string
+	exec        []string
+	users       []string
+	envVars     []string
+	envFiles    []string
+	noHTTP      bool
+	httpPrivate bool
+	httpHosts   []string
+	log         logFlags
+}
+
+func (c *cli) processCommands() []*cobra.Command {
+	return []*cobra.Command{c.devCommand(), c.workerCommand()}
+}
+
+func (c *cli) workCommands() []*cobra.Command {
+	return []*cobra.Command{
+		c.applyCommand(), c.validateCommand(), c.jobCommand(), c.runCommand(), c.clusterCommand(), c.importCommand(),
+	}
+}
+
+func (c *cli) workerCommand() *cobra.Command {
+	var f workerFlags
+	cmd := &cobra.Command{
+		Use: "worker [flags]", Short: "Run a worker; list, cordon and drain workers", Long: workerHelp, Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return unknownCommand(cmd, args[0])
+			}
+			return c.worker(cmd.Context(), f)
+		},
+	}
+	fs := cmd.Flags()
+	fs.StringVar(&f.name, "name", "", "`NAME` of the worker, unique in the cluster (default: the machine's)")
+	fs.StringVar(&f.data, "data", "", "`DIR` for results not yet delivered (default: in $XDG_DATA_HOME/muster)")
+	fs.StringSliceVar(&f.join, "join", nil, "`A,B,C`: the addresses of all nodes' APIs")
+	fs.IntVar(&f.slots, "slots", 0, "`N` slots: how much runs at once (default: the number of CPUs)")
+	fs.StringArrayVar(&f.labels, "label", nil, "label `KEY=VALUE`, which selectors match; can be repeated")
+	fs.StringArrayVar(&f.exec, "allow-exec", nil, "`GLOB` of programs that may be run, DIR/** for all below; can be repeated")
+	fs.StringArrayVar(&f.users, "allow-user", nil, "`USER` that a job may run as; can be repeated")
+	fs.StringArrayVar(&f.envVars, "allow-env", nil, "`GLOB` of variables like PATH or LD_PRELOAD that a job may set; can be repeated")
+	fs.StringArrayVar(&f.envFiles, "allow-env-file", nil, "`GLOB` of files that a job's env_from may name; can be repeated")
+	fs.BoolVar(&f.noHTTP, "no-http", false, "no requests at all")
+	fs.BoolVar(&f.httpPrivate, "allow-http-private", false, "requests to loopback and private addresses too")
+	fs.StringArrayVar(&f.httpHosts, "allow-http-host", nil, "requests to this `HOST`, *.SUFFIX or PREFIX/BITS wherever it is; can be repeated")
+	f.log.add(fs, "info")
+	cmd.AddCommand(c.workerListCommand(), c.workerShowCommand(),
+		c.workerFlag("cordon", "Give workers no new work", "cordoned", (*client.Client).Cordon),
+		c.workerFlag("uncordon", "Give workers work again", "uncordoned", (*client.Client).Uncordon),
+		c.workerFlag("drain", "Let workers finish what they have, and stop", "draining", (*client.Client).Drain))
+	return cmd
+}
+
+func (c *cli) worker(ctx context.Context, f workerFlags) error {
+	logger, err := f.log.logger(c)
+	if err != nil {
+		return err
+	}
+	if f.name == "" {
+		if f.name, err = os.Hostname(); err != nil {
+			return usageErrorf("--name: this machine does not tell its name; give the worker one")
+		}
+	}
+	if err := job.CheckName("--name", f.name); err != nil {
+		return err
+	}
+	if len(f.join) == 0 {
+		return usageErrorf("--join: a worker needs the addresses of the nodes; write --join A,B,C (or try `muster dev`, which brings a worker along)")
+	}
+	o := app.WorkerOptions{Name: f.name, Join: withScheme(f.join), Slots: f.slots, Version: thisBuild().Version, Logger: logger}
+	o.Attached = func(address string) {
+		logger.Info("worker joined", "worker", f.name, "node", address)
+	}
+	if o.DataDir, err = c.dataDir(f.data, "worker-"+f.name); err != nil {
+		return err
+	}
+	if o.Labels, err = parseLabels("label", f.labels); err != nil {
+		return err
+	}
+	if len(f.exec) > 0 {
+		x := made(&o.Exec)
+		x.Allow, x.AllowUsers, x.AllowEnv, x.AllowEnvFiles = f.exec, f.users, f.envVars, f.envFiles
+	} else if len(f.users)+len(f.envVars)+len(f.envFiles) > 0 {
+		return usageErrorf("--allow-exec is missing; without it no command is run, as whatever user")
+	} else {
+		logger.Warn("this worker runs no commands: none are allowed with --allow-exec", "worker", f.name)
+	}
+	if !f.noHTTP {
+		h := made(&o.HTTP)
+		h.AllowPrivate, h.AllowHosts = f.httpPrivate, f.httpHosts
+	}
+	return processError(app.RunWorker(ctx, o))
+}
+
+// made makes what a setting points to. Its type is package worker's, which this package may not know by name.
+func made[T any](setting **T) *T {
+	*setting = new(T)
+	return *setting
+}
+
+// withScheme lets addresses be written without it, as for clients.
+func withScheme(addresses []string) []string {
+	out := slices.Clone(addresses)
+	for i, a := range out {
+		if a = strings.TrimRight(strings.TrimSpace(a), "/"); !strings.Contains(a, "://") {
+			a = "http://" + a
+		}
+		out[i] = a
+	}
+	return out
+}

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/musterhq/muster/client"
+)
+
+// Completion of names asks the cluster. Whoever presses TAB does not want to wait, nor to read errors: what cannot be had
+// quickly is not offered.
+
+const completeWithin = 2 * time.Second
+
+type completer = func(cmd *cobra.Command, args []string, start string) ([]cobra.Completion, cobra.ShellCompDirective)
+
+func (c *cli) complete(cmd *cobra.Command, find func(ctx context.Context, k *client.Client) []cobra.Completion) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if c.settle(cmd) != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), completeWithin)
+	defer cancel()
+	ctx, k, err := c.client(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	defer k.Close()
+	return find(ctx, k), cobra.ShellCompDirectiveNoFileComp
+}
+
+func (c *cli) completeJobs(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return c.complete(cmd, func(ctx context.Context, k *client.Client) (out []cobra.Completion) {
+		jobs, _, _ := collect(k.Jobs(ctx, client.JobFilter{}), 1000)
+		for _, j := range jobs {
+			out = append(out, j.Name)
+		}
+		return out
+	})
+}
+
+func (c *cli) completeRuns(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return c.complete(cmd, func(ctx context.Context, k *client.Client) (out []cobra.Completion) {
+		runs, _, _ := collect(k.Runs(ctx, client.RunFilter{}), 50)
+		for _, r := range runs {
+			out = append(out, cobra.CompletionWithDesc(r.ID.String(), clean(r.Job+" "+r.State.String())))
+		}
+		return out
+	})
+}
+
+func (c *cli) completeWorkers(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return c.complete(cmd, func(ctx context.Context, k *client.Client) (out []cobra.Completion) {
+		workers, _, _ := collect(k.Workers(ctx, client.WorkerFilter{}), 1000)
+		for _, w := range workers {
+			out = append(out, w.Name)
+		}
+		return out
+	})
+}
+
+var _ completer = (*cli)(nil).completeJobs

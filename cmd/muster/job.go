@@ -1,0 +1,299 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/musterhq/muster/client"
+	"github.com/musterhq/muster/job"
+	"github.com/musterhq/muster/job/timetable"
+)
+
+func (c *cli) jobCommand() *cobra.Command {
+	group := &cobra.Command{Use: "job COMMAND", Short: "Look at jobs, pause, run and delete them"}
+	group.AddCommand(
+		c.jobListCommand(), c.jobShowCommand(), c.jobRunCommand(),
+		c.jobChange("pause", "Stop jobs from ticking, and hold their queued runs", "paused", func(ctx context.Context, k *client.Client, name string) error {
+			_, err := k.PauseJob(ctx, name)
+			return err
+		}),
+		c.jobChange("resume", "Let paused jobs tick again", "resumed", func(ctx context.Context, k *client.Client, name string) error {
+			_, err := k.ResumeJob(ctx, name)
+			return err
+		}),
+		c.jobChange("delete", "Delete jobs; their runs stay", "deleted", func(ctx context.Context, k *client.Client, name string) error {
+			return k.DeleteJob(ctx, name, 0)
+		}),
+		c.jobNextCommand(), c.jobTicksCommand(), c.jobVerifyCommand(), c.jobVersionsCommand(), c.jobBackfillCommand())
+	return group
+}
+
+func (c *cli) jobListCommand() *cobra.Command {
+	var labels []string
+	var limit int
+	cmd := &cobra.Command{
+		Use: "list [flags]", Aliases: []string{"ls"}, Short: "List jobs", Args: takes(),
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.jobList(cmd.Context(), labels, limit) },
+	}
+	cmd.Flags().StringArrayVarP(&labels, "label", "l", nil, "only with the label `KEY=VALUE`; can be repeated, all must match")
+	cmd.Flags().IntVar(&limit, "limit", 1000, "at most `N` jobs; 0 for all")
+	return cmd
+}
+
+func (c *cli) jobList(ctx context.Context, pairs []string, limit int) error {
+	labels, err := parseLabels("label", pairs)
+	if err != nil {
+		return err
+	}
+	ctx, k, err := c.client(ctx)
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	jobs, more, err := collect(k.Jobs(ctx, client.JobFilter{Labels: labels}), limit)
+	if err != nil {
+		return err
+	}
+	defer c.hintMore(more, limit)
+	return c.print(answer{
+		value: listOf(jobs),
+		names: func() (names []string) {
+			for _, j := range jobs {
+				names = append(names, j.Name)
+			}
+			return names
+		},
+		table: func(b *strings.Builder, color bool) {
+			t := newTable("NAME", "VERSION", "SCHEDULE", "ZONE", "NEXT TICK", "RUNS", "LABELS")
+			for _, j := range jobs {
+				cron, zone := "", ""
+				if s := j.Spec.Schedule; s != nil {
+					cron, zone = s.Cron, s.TimeZone
+				}
+				t.add(j.Name, strconv.FormatUint(j.Version, 10), cron, zone, c.nextTickCell(j), executorWords(j.Spec), labelWords(j.Spec.Labels))
+			}
+			t.write(b, color)
+			if len(jobs) == 0 {
+				c.say("there are no jobs in the namespace %s", c.namespace)
+			}
+		},
+	})
+}
+
+func (c *cli) nextTickCell(j *job.Job) cell {
+	switch {
+	case j.Paused:
+		return cell{"paused", "33"}
+	case !j.Effective && j.Spec.Schedule != nil:
+		return cell{"not in effect yet", "33"}
+	}
+	return cell{text: c.relative(j.NextTickAt)}
+}
+
+// executorWords says in one cell what a job does.
+func executorWords(d *job.Document) string {
+	switch {
+	case d.Exec != nil:
+		return clip(clean(commandLine(d.Exec.Command)), 48)
+	case d.HTTP != nil:
+		return clip(clean(d.HTTP.Method+" "+d.HTTP.URL), 48)
+	case d.Handler != nil:
+		return "handler " + d.Handler.Name
+	}
+	return count(len(d.Tasks), "task")
+}
+
+// commandLine writes an argv so that a reader sees where an argument begins.
+func commandLine(argv []string) string {
+	words := make([]string, len(argv))
+	for i, a := range argv {
+		if words[i] = a; a == "" || strings.ContainsAny(a, " \t\n\"'$`\\|&;<>()*?[]#~") {
+			words[i] = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+func (c *cli) jobShowCommand() *cobra.Command {
+	var document bool
+	var version uint64
+	cmd := &cobra.Command{
+		Use: "show NAME [flags]", Short: "Show a job", Args: takes("NAME"), ValidArgsFunction: c.completeJobs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.jobShow(cmd.Context(), args[0], version, document)
+		},
+	}
+	cmd.Flags().BoolVar(&document, "document", false, "only its document, as YAML that apply takes")
+	cmd.Flags().Uint64Var(&version, "version", 0, "as it was in version `N`; with --document")
+	ofOneCall(cmd.Flags(), "document", "version")
+	return cmd
+}
+
+func (c *cli) jobShow(ctx context.Context, name string, version uint64, document bool) error {
+	if err := checkJobName(name); err != nil {
+		return err
+	}
+	if version > 0 && !document {
+		return usageErrorf("--version goes with --document")
+	}
+	ctx, k, err := c.client(ctx)
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	j, err := k.Job(ctx, name)
+	if err != nil {
+		return err
+	}
+	if document {
+		return c.printDocument(ctx, k, j, version)
+	}
+	runs, _, err := collect(k.Runs(ctx, client.RunFilter{Job: name}), 5)
+	if err != nil {
+		return err
+	}
+	return c.print(answer{
+		value: j,
+		names: func() []string { return []string{j.Name} },
+		table: func(b *strings.Builder, color bool) { c.jobSheet(b, color, j, runs) },
+	})
+}
+
+func (c *cli) printDocument(ctx context.Context, k *client.Client, j *job.Job, version uint64) error {
+	doc := j.Spec
+	if version > 0 && version != j.Version {
+		versions, err := k.Versions(ctx, j.Name)
+		if err != nil {
+			return err
+		}
+		doc = nil
+		for _, v := range versions {
+			if v.Version == version {
+				doc = v.Spec
+			}
+		}
+		if doc == nil {
+			return job.Errorf(job.NotFound, "no_version", "the job %s has no version %d; see muster job versions %s", j.Name, version, j.Name)
+		}
+	}
+	text, err := doc.YAML()
+	if err != nil {
+		return err
+	}
+	_, err = c.stdout.Write(text)
+	return err
+}
+
+func (c *cli) jobSheet(b *strings.Builder, color bool, j *job.Job, runs []*job.Run) {
+	var s sheet
+	d := j.Spec
+	s.add("Name", j.Namespace+"/"+j.Name)
+	s.add("Description", d.Description)
+	s.add("Version", fmt.Sprintf("%d, of %s", j.Version, c.moment(j.UpdatedAt)))
+	s.add("Labels", labelWords(d.Labels))
+	s.add("Runs", executorWords(d))
+	if d.Schedule != nil {
+		s.add("Schedule", fmt.Sprintf("%s (%s)", d.Schedule.Cron, d.Schedule.TimeZone))
+		if t, err := timetable.Parse(*d.Schedule); err == nil {
+			s.add("In words", t.Describe())
+		}
+		s.add("Overlap", string(d.Overlap))
+		s.add("Catch-up", string(d.Schedule.CatchUp.Policy))
+	}
+	switch {
+	case j.Paused:
+		s.add("State", cell{"paused; muster job resume " + j.Name + " lets it tick again", "33"})
+	case d.Schedule != nil && !j.Effective:
+		s.add("State", cell{"this version is stored, and not in effect yet", "33"})
+	case d.Schedule != nil:
+		s.add("Next tick", c.moment(j.NextTickAt))
+	}
+	s.write(b, color)
+	b.WriteString("\nDocument:\n")
+	if text, err := d.YAML(); err == nil {
+		for line := range strings.Lines(string(text)) {
+			b.WriteString("  " + clean(strings.TrimSuffix(line, "\n")) + "\n")
+		}
+	}
+	if len(runs) > 0 {
+		b.WriteString("\nLast runs:\n")
+		c.runTable(b, color, runs)
+	}
+}
+
+// jobChange is a command that does one thing to each job that is named.
+func (c *cli) jobChange(verb, short, done string, do func(context.Context, *client.Client, string) error) *cobra.Command {
+	return &cobra.Command{
+		Use: verb + " NAME...", Short: short, Args: takes("NAME..."), ValidArgsFunction: c.completeJobs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx, k, err := c.client(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer k.Close()
+			return c.each(args, func(name string) error {
+				err := checkJobName(name)
+				if err == nil {
+					err = do(ctx, k, name)
+				}
+				if err != nil {
+					return err
+				}
+				return c.print(c.doneAnswer("job", name, done))
+			})
+		},
+	}
+}
+
+// doneAnswer says that something was done to a thing.
+func (c *cli) doneAnswer(kind, name, done string) answer {
+	return answer{
+		value: map[string]string{kind: name, "result": done},
+		names: func() []string { return []string{name} },
+		table: func(b *strings.Builder, _ bool) { fmt.Fprintf(b, "%s %s %s\n", kind, clean(name), done) },
+	}
+}
+
+func (c *cli) jobVersionsCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "versions NAME", Short: "List the versions of a job", Args: takes("NAME"), ValidArgsFunction: c.completeJobs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkJobName(args[0]); err != nil {
+				return err
+			}
+			ctx, k, err := c.client(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer k.Close()
+			versions, err := k.Versions(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			return c.print(answer{
+				value: listOf(versions),
+				names: func() (names []string) {
+					for _, v := range versions {
+						names = append(names, strconv.FormatUint(v.Version, 10))
+					}
+					return names
+				},
+				table: func(b *strings.Builder, color bool) {
+					t := newTable("VERSION", "CREATED", "TICKS FROM", "SCHEDULE", "ZONE", "RUNS")
+					for _, v := range versions {
+						cron, zone := "", ""
+						if s := v.Spec.Schedule; s != nil {
+							cron, zone = s.Cron, s.TimeZone
+						}
+						t.add(strconv.FormatUint(v.Version, 10), c.moment(v.CreatedAt), c.moment(v.From), cron, zone, executorWords(v.Spec))
+					}
+					t.write(b, color)
+				},
+			})
+		},
+	}
+}

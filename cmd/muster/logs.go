@@ -1,0 +1,192 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+
+	"github.com/musterhq/muster/client"
+	"github.com/musterhq/muster/job"
+)
+
+type followFlags struct {
+	attempt uint32
+	raw     bool
+	logs    bool // the output is what was asked for, rather than the run's end
+}
+
+const logsHelp = `Show what a run wrote: the output of its last attempt so far, or with --follow of
+all attempts, as it is written, until the run has ended.
+
+On a terminal, escape sequences other than colours are left out, because output can
+come from anywhere; --raw shows it as it is. Into a file or a pipe it always goes
+as it is. With -o json each piece is a line of JSON.`
+
+func (c *cli) runLogsCommand() *cobra.Command {
+	f := followFlags{logs: true}
+	var follow bool
+	cmd := c.ofRun("logs", "Show what a run wrote", func(ctx context.Context, k *client.Client, id job.RunID) error {
+		if follow {
+			return c.follow(ctx, k, id, f)
+		}
+		return c.output(ctx, k, id, f)
+	})
+	cmd.Use, cmd.Long = "logs ID [flags]", logsHelp
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "wait for more, until the run has ended")
+	cmd.Flags().Uint32Var(&f.attempt, "attempt", 0, "only of the attempt `N`")
+	cmd.Flags().BoolVar(&f.raw, "raw", false, "on a terminal too, as it is")
+	ofOneCall(cmd.Flags(), "follow", "attempt", "raw")
+	return cmd
+}
+
+// sink is where output goes.
+func (c *cli) sink(raw bool) io.WriteCloser {
+	if raw || !isTerminal(c.stdout) {
+		return unclosed{c.stdout}
+	}
+	return &terminalFilter{to: c.stdout}
+}
+
+type unclosed struct{ io.Writer }
+
+func (unclosed) Close() error { return nil }
+
+func (c *cli) output(ctx context.Context, k *client.Client, id job.RunID, f followFlags) error {
+	in, err := k.Output(ctx, id, f.attempt)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out := c.sink(f.raw)
+	if c.format == formatJSON {
+		data, err := io.ReadAll(in)
+		if err != nil {
+			return fmt.Errorf("read the output: %w", err)
+		}
+		return c.printPiece(client.OutputEvent{Attempt: f.attempt, Data: data})
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
+}
+
+// follow shows output until the run has ended, and judges its end. The SDK continues a broken stream where it broke.
+func (c *cli) follow(ctx context.Context, k *client.Client, id job.RunID, f followFlags) error {
+	out := c.sink(f.raw)
+	// Other forms have stdout to themselves: for the run, or for the pieces if those were asked for.
+	if !f.logs && !c.human() {
+		out = unclosed{c.stderr}
+	}
+	attempt := uint32(0)
+	endsLine := true
+	for e, err := range k.Follow(ctx, id, f.attempt) {
+		if err != nil {
+			_ = out.Close()
+			return c.left(ctx, id, err)
+		}
+		if e.Run != nil {
+			if err := out.Close(); err != nil {
+				return err
+			}
+			if c.human() && !endsLine {
+				fmt.Fprintln(c.stderr)
+			}
+			return c.followEnd(e.Run, f)
+		}
+		if f.logs && c.format == formatJSON {
+			if err := c.printPiece(e); err != nil {
+				return err
+			}
+			continue
+		}
+		if e.Attempt > 1 && e.Attempt != attempt && c.human() {
+			c.say("--- attempt %d", e.Attempt)
+		}
+		attempt = e.Attempt
+		if e.Missing > 0 {
+			c.say("--- %d bytes of output are missing here", e.Missing)
+		}
+		if _, err := out.Write(e.Data); err != nil {
+			return err
+		}
+		if n := len(e.Data); n > 0 {
+			endsLine = e.Data[n-1] == '\n'
+		}
+	}
+	return errors.New("the output ended before the run did; try again")
+}
+
+func (c *cli) followEnd(r *job.Run, f followFlags) error {
+	switch {
+	case c.human():
+		c.sayEnd(r)
+	case !f.logs:
+		if err := c.print(answer{value: r, names: func() []string { return []string{r.ID.String()} }}); err != nil {
+			return err
+		}
+	}
+	return ended(r)
+}
+
+// left ends waiting that was broken off. A run does not end because nobody looks any more, and its owner should know.
+func (c *cli) left(ctx context.Context, id job.RunID, err error) error {
+	cause := new(interrupted)
+	if errors.As(context.Cause(ctx), cause) {
+		return &exitError{exitInterrupted, fmt.Sprintf("interrupted; the run goes on: `muster run logs -f %s` shows more of it, `muster run cancel %s` stops it", id, id)}
+	}
+	return err
+}
+
+// sayEnd tells a person how a run ended.
+func (c *cli) sayEnd(r *job.Run) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "run %s %s", r.ID, r.State)
+	if r.Reason != job.NoReason {
+		fmt.Fprintf(&b, " (%s)", r.Reason)
+	}
+	if t := c.took(r.StartedAt, r.FinishedAt); t != "" {
+		fmt.Fprintf(&b, " after %s", t)
+	}
+	if r.Attempt > 1 {
+		fmt.Fprintf(&b, ", attempt %d", r.Attempt)
+	}
+	if r.Error != "" {
+		b.WriteString(": " + r.Error)
+	}
+	c.say("%s", clip(clean(b.String()), 1024))
+}
+
+// ended is the exit code that the end of a run has. Its story has been told.
+func ended(r *job.Run) error {
+	if r.State == job.Succeeded {
+		return nil
+	}
+	return &exitError{code: exitRunFailed}
+}
+
+// piece is a piece of output as a line of JSON, in the words of the API.
+type piece struct {
+	Attempt uint32 `json:"attempt,omitempty"`
+	Offset  int64  `json:"offset"`
+	Stream  string `json:"stream,omitempty"`
+	Text    string `json:"text,omitempty"`
+	Bytes   []byte `json:"bytes,omitempty"` // what is not UTF-8
+	Missing int64  `json:"missing,omitempty"`
+}
+
+func (c *cli) printPiece(e client.OutputEvent) error {
+	p := piece{Attempt: e.Attempt, Offset: e.Offset, Stream: e.Stream, Missing: e.Missing}
+	if utf8.Valid(e.Data) {
+		p.Text = string(e.Data)
+	} else {
+		p.Bytes = e.Data
+	}
+	enc := json.NewEncoder(c.stdout)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(p)
+}

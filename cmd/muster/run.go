@@ -1,0 +1,349 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/musterhq/muster/client"
+	"github.com/musterhq/muster/job"
+)
+
+func (c *cli) runCommand() *cobra.Command {
+	group := &cobra.Command{Use: "run COMMAND", Short: "Submit runs, look at them, follow, cancel and retry them"}
+	group.AddCommand(
+		c.submitCommand(), c.runListCommand(), c.runShowCommand(), c.runLogsCommand(), c.runWaitCommand(), c.runExplainCommand(),
+		c.runAttemptsCommand(), c.runCancelCommand(), c.runRetryCommand())
+	return group
+}
+
+type runListFlags struct {
+	rangeFlags
+	job, worker   string
+	states        []string
+	labels        []string
+	limit         int
+	allNamespaces bool
+}
+
+func (c *cli) runListCommand() *cobra.Command {
+	var f runListFlags
+	cmd := &cobra.Command{
+		Use: "list [flags]", Aliases: []string{"ls"}, Short: "List runs, newest first", Args: takes(),
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.runList(cmd.Context(), f) },
+	}
+	fs := cmd.Flags()
+	fs.StringVar(&f.job, "job", "", "only of the job `NAME`")
+	fs.StringSliceVar(&f.states, "state", nil, "only in this `STATE`; several with commas between")
+	fs.StringVar(&f.worker, "worker", "", "only on the worker `NAME`")
+	fs.StringArrayVarP(&f.labels, "label", "l", nil, "only with the label `KEY=VALUE`; can be repeated, all must match")
+	f.rangeFlags.add(cmd)
+	fs.IntVar(&f.limit, "limit", 25, "at most `N` runs; 0 for all")
+	fs.BoolVarP(&f.allNamespaces, "all-namespaces", "A", false, "of all namespaces")
+	ofOneCall(fs, "job", "state", "worker", "label", "all-namespaces")
+	return cmd
+}
+
+func (f *runListFlags) filter(c *cli) (client.RunFilter, error) {
+	q := client.RunFilter{Job: f.job, Worker: f.worker, AllNamespaces: f.allNamespaces}
+	for _, word := range f.states {
+		var s job.State
+		if err := s.UnmarshalText([]byte(strings.TrimSpace(word))); err != nil || s == 0 {
+			return q, usageErrorf("--state: %q is not a state; use waiting, held, scheduled, queued, running, succeeded, failed, cancelled or skipped", clip(word, 64))
+		}
+		q.States = append(q.States, s)
+	}
+	var err error
+	if q.Labels, err = parseLabels("label", f.labels); err != nil {
+		return q, err
+	}
+	q.Since, q.Until, err = f.parse(c)
+	return q, err
+}
+
+func (c *cli) runList(ctx context.Context, f runListFlags) error {
+	q, err := f.filter(c)
+	if err != nil {
+		return err
+	}
+	ctx, k, err := c.client(ctx)
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	runs, more, err := collect(k.Runs(ctx, q), f.limit)
+	if err != nil {
+		return err
+	}
+	defer c.hintMore(more, f.limit)
+	return c.printRuns(runs)
+}
+
+func (c *cli) printRuns(runs []*job.Run) error {
+	return c.print(answer{
+		value: listOf(runs),
+		names: func() (names []string) {
+			for _, r := range runs {
+				names = append(names, r.ID.String())
+			}
+			return names
+		},
+		table: func(b *strings.Builder, color bool) {
+			c.runTable(b, color, runs)
+			if len(runs) == 0 {
+				c.say("there are no such runs")
+			}
+		},
+	})
+}
+
+func (c *cli) runTable(b *strings.Builder, color bool, runs []*job.Run) {
+	t := newTable("ID", "JOB", "STATE", "REASON", "TRIGGER", "ATTEMPT", "WORKER", "CREATED", "TOOK")
+	for _, r := range runs {
+		t.add(r.ID.String(), r.Job, stateCell(r.State), reasonWord(r.Reason), r.Trigger.String(), attemptWord(r), r.Worker,
+			c.relative(r.CreatedAt), c.runTook(r))
+	}
+	t.write(b, color)
+}
+
+func attemptWord(r *job.Run) string {
+	if r.Attempt == 0 {
+		return ""
+	}
+	return strconv.FormatUint(uint64(r.Attempt), 10)
+}
+
+// runTook is how long the last attempt took, or takes.
+func (c *cli) runTook(r *job.Run) string {
+	if r.State != job.Running && !r.State.Terminal() {
+		return ""
+	}
+	return c.took(r.StartedAt, r.FinishedAt)
+}
+
+// runID reads the id of a run from the command line.
+func runID(s string) (job.RunID, error) {
+	id, err := job.ParseRunID(s)
+	if err != nil {
+		return id, usageErrorf("%q is not the id of a run; ids look like 0192f3a4-7c1e-7abc-8def-0123456789ab (see muster run list)", clip(s, 64))
+	}
+	return id, nil
+}
+
+// ofRun is a command about one run.
+func (c *cli) ofRun(use, short string, do func(ctx context.Context, k *client.Client, id job.RunID) error) *cobra.Command {
+	return &cobra.Command{
+		Use: use + " ID", Short: short, Args: takes("ID"), ValidArgsFunction: c.completeRuns,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := runID(args[0])
+			if err != nil {
+				return err
+			}
+			ctx, k, err := c.client(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer k.Close()
+			return do(ctx, k, id)
+		},
+	}
+}
+
+func (c *cli) runShowCommand() *cobra.Command {
+	return c.ofRun("show", "Show a run", func(ctx context.Context, k *client.Client, id job.RunID) error {
+		r, err := k.Run(ctx, id)
+		if err != nil {
+			return err
+		}
+		return c.printRun(r)
+	})
+}
+
+func (c *cli) printRun(r *job.Run) error {
+	return c.print(answer{
+		value: r,
+		names: func() []string { return []string{r.ID.String()} },
+		table: func(b *strings.Builder, color bool) { c.runSheet(r).write(b, color) },
+	})
+}
+
+func (c *cli) runSheet(r *job.Run) *sheet {
+	var s sheet
+	s.add("Run", r.ID.String())
+	if s.add("Namespace", r.Namespace); r.Job != "" {
+		s.add("Job", fmt.Sprintf("%s, version %d", r.Job, r.JobVersion))
+	}
+	s.add("Task", r.Task)
+	if !r.IsRoot() {
+		s.add("Of the run", r.RootID.String())
+	}
+	s.add("State", stateCell(r.State))
+	s.add("Reason", reasonWord(r.Reason))
+	if !r.CanonicalID.IsZero() {
+		s.add("Duplicate of", r.CanonicalID.String())
+	}
+	s.add("Error", r.Error)
+	if r.ExitCode != 0 {
+		s.add("Exit code", strconv.Itoa(int(r.ExitCode)))
+	}
+	s.add("Trigger", r.Trigger.String())
+	if !r.RetryOf.IsZero() {
+		s.add("Retry of", r.RetryOf.String())
+	}
+	s.add("Backfill", r.BackfillID)
+	s.add("Priority", strconv.Itoa(int(r.Priority)))
+	s.add("Labels", labelWords(r.Labels))
+	s.add("Key", r.Key)
+	s.add("Durability", r.Home.String())
+	s.add("Attempt", attemptWord(r))
+	s.add("Worker", r.Worker)
+	s.add("Scheduled", c.moment(r.ScheduledAt))
+	s.add("Created", c.moment(r.CreatedAt))
+	if !r.State.Terminal() {
+		s.add("Not before", c.moment(r.ReadyAt))
+	}
+	s.add("Queued", c.moment(r.QueuedAt))
+	s.add("Started", c.moment(r.StartedAt))
+	s.add("Finished", c.moment(r.FinishedAt))
+	s.add("Took", c.runTook(r))
+	s.add("Deadline", c.moment(r.DeadlineAt))
+	s.add("Cancel asked", c.moment(r.CancelAt))
+	s.add("Payload", clip(string(r.Payload), 512))
+	s.add("Result", clip(string(r.Result), 512))
+	return &s
+}
+
+func (c *cli) runExplainCommand() *cobra.Command {
+	return c.ofRun("explain", "Say why a run is where it is", func(ctx context.Context, k *client.Client, id job.RunID) error {
+		e, err := k.Explain(ctx, id)
+		if err != nil {
+			return err
+		}
+		return c.print(answer{
+			value: e,
+			names: func() []string { return []string{id.String()} },
+			table: func(b *strings.Builder, color bool) {
+				head := "The run is " + e.State.String()
+				if e.Reason != job.NoReason {
+					head += " (" + e.Reason.String() + ")"
+				}
+				b.WriteString(head + ".\n")
+				for _, line := range e.Explanation {
+					b.WriteString(clean(line) + "\n")
+				}
+			},
+		})
+	})
+}
+
+func (c *cli) runAttemptsCommand() *cobra.Command {
+	return c.ofRun("attempts", "List the attempts of a run", func(ctx context.Context, k *client.Client, id job.RunID) error {
+		attempts, err := k.Attempts(ctx, id)
+		if err != nil {
+			return err
+		}
+		return c.print(answer{
+			value: listOf(attempts),
+			names: func() (names []string) {
+				for _, a := range attempts {
+					names = append(names, strconv.FormatUint(uint64(a.Attempt), 10))
+				}
+				return names
+			},
+			table: func(b *strings.Builder, color bool) {
+				t := newTable("ATTEMPT", "STATE", "REASON", "EXIT", "WORKER", "STARTED", "TOOK", "ERROR")
+				for _, a := range attempts {
+					t.add(strconv.FormatUint(uint64(a.Attempt), 10), stateCell(a.State), reasonWord(a.Reason), strconv.Itoa(int(a.ExitCode)),
+						a.Worker, c.moment(a.StartedAt), c.took(a.StartedAt, a.FinishedAt), clip(clean(a.Error), 80))
+				}
+				t.write(b, color)
+				if len(attempts) == 0 {
+					c.say("no attempt was started yet; muster run explain %s says why", id)
+				}
+			},
+		})
+	})
+}
+
+// eachRun is a command that does one thing to each run that is named, and prints the runs.
+func (c *cli) eachRun(verb, short, long string, say func(r *job.Run) string, do func(context.Context, *client.Client, job.RunID) (*job.Run, error)) *cobra.Command {
+	return &cobra.Command{
+		Use: verb + " ID...", Short: short, Long: long, Args: takes("ID..."), ValidArgsFunction: c.completeRuns,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx, k, err := c.client(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer k.Close()
+			var runs []*job.Run
+			failed := c.each(args, func(arg string) error {
+				id, err := runID(arg)
+				if err != nil {
+					return err
+				}
+				r, err := do(ctx, k, id)
+				if err == nil {
+					runs = append(runs, r)
+				}
+				return err
+			})
+			if len(runs) == 0 {
+				return failed
+			}
+			if err := c.print(answer{
+				value: oneOrMany(runs, len(args)),
+				names: func() (names []string) {
+					for _, r := range runs {
+						names = append(names, r.ID.String())
+					}
+					return names
+				},
+				table: func(b *strings.Builder, _ bool) {
+					for _, r := range runs {
+						b.WriteString(say(r) + "\n")
+					}
+				},
+			}); err != nil {
+				return err
+			}
+			return failed
+		},
+	}
+}
+
+// oneOrMany answers one thing as itself if one was asked for, so that a script need not unpack a list of one.
+func oneOrMany[T any](items []*T, asked int) any {
+	if asked == 1 {
+		return items[0]
+	}
+	return listOf(items)
+}
+
+func (c *cli) runCancelCommand() *cobra.Command {
+	return c.eachRun("cancel", "Cancel runs",
+		"Cancel runs. What is running is stopped first, so it may take a moment; muster run wait waits for it.",
+		func(r *job.Run) string {
+			switch {
+			case r.State == job.Cancelled:
+				return "run " + r.ID.String() + " cancelled"
+			case r.State.Terminal():
+				return "run " + r.ID.String() + " had ended already: " + r.State.String()
+			}
+			return "run " + r.ID.String() + " will be cancelled; it is " + r.State.String()
+		},
+		func(ctx context.Context, k *client.Client, id job.RunID) (*job.Run, error) { return k.Cancel(ctx, id) })
+}
+
+func (c *cli) runRetryCommand() *cobra.Command {
+	return c.eachRun("retry", "Run runs that have ended again",
+		"Make a new run of one that has ended: the same version of its job, with the same payload. Asking twice retries once.",
+		func(r *job.Run) string { return "run " + r.ID.String() + " " + r.State.String() },
+		func(ctx context.Context, k *client.Client, id job.RunID) (*job.Run, error) { return k.Retry(ctx, id) })
+}
+
+// compactJSON writes a result on one line.
+func compactJSON(raw json.RawMessage) string { return clip(clean(string(raw)), 512) }
