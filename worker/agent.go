@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"net"
 	"net/http"
 	"net/url"
@@ -142,7 +141,6 @@ type Agent struct {
 	wake     chan struct{}   // for the writer of the stream; with a buffer of one
 	reports  chan struct{}   // for the goroutine that spools results; with a buffer of one
 	work     context.Context // of all attempts
-	attempts sync.WaitGroup  // their goroutines
 
 	drain     chan struct{} // closed when a node tells the worker to finish and stop
 	drainOnce sync.Once
@@ -174,8 +172,8 @@ func New(c Config) (*Agent, error) {
 
 // Run joins the cluster and works until ctx ends or a node drains the worker. Then it takes no new work, lets what runs
 // finish for DrainTimeout, stops the rest and gives it back, and returns when the results are acknowledged or FlushTimeout
-// is over. It returns an error if it could not begin, or if the cluster refuses this worker before it was ever attached.
-// An Agent runs once.
+// is over. It returns an error if it could not begin, if the cluster refuses this worker before it was ever attached, or
+// if a handler ignored its context for so long that it was left behind: then the process should end. An Agent runs once.
 func (a *Agent) Run(ctx context.Context) (err error) {
 	log := a.config.Logger
 	unlock, err := lockDataDir(a.config.DataDir)
@@ -216,11 +214,14 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	}
 	log.Info("worker stopping", "worker", a.config.Name)
 	a.leave()
-	if !a.waitFor(a.config.DrainTimeout, func() bool { return len(a.desk.running) == 0 }) {
+	nothingRuns := func() bool { return len(a.desk.running) == 0 }
+	if !a.waitFor(a.config.DrainTimeout, nothingRuns) {
 		a.stopAll(&Stop{Reason: job.WorkerStopped, Grace: a.config.StopGrace})
-		a.waitFor(math.MaxInt64, func() bool { return len(a.desk.running) == 0 })
+		if !a.waitFor(a.config.StopGrace+stopSlack, nothingRuns) {
+			// Go cannot end a function from outside. The lease of its attempt runs out after the process has ended.
+			err = errors.Join(err, fmt.Errorf("worker: %d attempts did not stop when told to", a.Stats().Running))
+		}
 	}
-	a.attempts.Wait()
 	if err == nil && !a.waitFor(a.config.FlushTimeout, func() bool { return len(a.desk.held) == 0 }) {
 		log.Warn("results are kept for the next start: nobody acknowledged them", "worker", a.config.Name, "held_results", a.spool.Len())
 	}
@@ -231,6 +232,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	log.Info("worker stopped", "worker", a.config.Name)
 	return err
 }
+
+// stopSlack is how much longer than its grace an executor may take to end what it was told to stop.
+const stopSlack = 5 * time.Second
 
 // open makes the executors and the spool, and kills what an earlier life left running: before the Hello, which would
 // otherwise have to list it (L4).

@@ -50,7 +50,6 @@ func (a *Agent) assign(s *session, as []*job.Assignment) {
 	contexts := make([]context.Context, len(start))
 	for i, t := range start {
 		contexts[i], t.cancel = context.WithCancelCause(a.work)
-		a.attempts.Add(1)
 	}
 	a.mu.Unlock()
 	for i, t := range start {
@@ -64,7 +63,6 @@ func (a *Agent) assign(s *session, as []*job.Assignment) {
 
 // execute runs one attempt to its end.
 func (a *Agent) execute(ctx context.Context, t *attempt) {
-	defer a.attempts.Done()
 	if limit, reason := timeLimit(t, a.config.Clock.Now()); reason != job.NoReason {
 		stop := &Stop{Reason: reason, Grace: a.config.StopGrace}
 		if limit <= 0 {

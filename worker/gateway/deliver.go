@@ -129,7 +129,7 @@ func (g *Gateway) Acknowledge(_ context.Context, acks []job.Ack) {
 	}
 	for i := range acks {
 		a := &acks[i]
-		if g.config.Output != nil {
+		if g.config.Output != nil && !a.Refused { // refused: a later attempt may be running
 			g.config.Output.Close(a.RunID)
 		}
 		if s == nil || a.Session != last {

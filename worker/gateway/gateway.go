@@ -52,8 +52,9 @@ type Config struct {
 	Logger *slog.Logger
 	// Output keeps run output. Nil: it is dropped.
 	Output Output
-	// Authorize decides whether the caller may speak as this worker; the error's message is shown to it. Nil: everybody
-	// may, which is for loopback only.
+	// Authorize decides whether the caller may speak as this worker; the error's message is shown to it. It is asked at
+	// every Hello and every heartbeat, so that a credential that was revoked or ran out ends its stream; it must be
+	// quick. Nil: everybody may, which is for loopback only.
 	Authorize func(r *http.Request, h job.WorkerHello) error
 	// AssignPatience is how long Assign waits for a busy stream. Default 50 ms.
 	AssignPatience time.Duration

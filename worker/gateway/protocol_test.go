@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -154,6 +155,30 @@ func TestAHungWorkerCostsTheLeaderNothing(t *testing.T) {
 		t.Errorf("a batch for both: %v", ok)
 	}
 	f.leader.outcome(t, x.Fence)
+}
+
+func TestARevokedCredentialEndsTheStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var revoked atomic.Bool
+		f := newFixture(t, true, func(c *gateway.Config) {
+			c.Authorize = func(*http.Request, job.WorkerHello) error {
+				if revoked.Load() {
+					return job.Errorf(job.Forbidden, "", "the certificate was revoked")
+				}
+				return nil
+			}
+		})
+		w := f.raw(t, "w1").attach()
+		w.send(&workerpb.WorkerMessage{Heartbeat: &workerpb.Heartbeat{Seq: 1}})
+		w.until("an answer", func(m *workerpb.NodeMessage) bool { return m.HeartbeatAck.GetRenewed() })
+		revoked.Store(true)
+		w.send(&workerpb.WorkerMessage{Heartbeat: &workerpb.Heartbeat{Seq: 2}})
+		m := w.until("a refusal", func(m *workerpb.NodeMessage) bool { return m.Welcome != nil })
+		if m.Welcome.GetStatus() != workerpb.Welcome_STATUS_REFUSED || m.Welcome.GetCode() != "forbidden" {
+			t.Errorf("welcome %v", m.Welcome)
+		}
+		f.leader.await(t, "it is detached", func() bool { return len(f.leader.detached) == 1 })
+	})
 }
 
 func TestASilentWorkerIsCutOff(t *testing.T) {

@@ -156,6 +156,9 @@ func (s *stream) handle(ctx context.Context, m *workerpb.WorkerMessage) error {
 		return job.InvalidField("hello", "must come first on a stream")
 	}
 	if m.Heartbeat != nil {
+		if err := s.authorize(); err != nil {
+			return err
+		}
 		s.heartbeat(m.Heartbeat)
 	}
 	if len(m.Output) > 0 {
@@ -177,16 +180,14 @@ func (s *stream) attach(ctx context.Context, x *workerpb.Hello) error {
 	}
 	g := s.gateway
 	if s.hello.Name == "" {
-		if g.config.Authorize != nil {
-			if err := g.config.Authorize(s.call.request, h); err != nil {
-				return s.refuse(err)
-			}
-		}
 		g.config.Logger.Info("worker stream began", "worker", h.Name, "boot", h.Boot, "remote", s.call.request.RemoteAddr)
 	} else if h.Name != s.hello.Name || h.Boot != s.hello.Boot || h.DataID != s.hello.DataID {
 		return job.InvalidField("hello.name", "a stream belongs to one life of one worker")
 	}
 	s.hello = h
+	if err := s.authorize(); err != nil {
+		return err
+	}
 	if old, session := s.unseat(); old != nil {
 		old.Detach(session) // the worker came with new facts by itself
 	}
@@ -229,6 +230,16 @@ func (s *stream) attach(ctx context.Context, x *workerpb.Hello) error {
 		LeaseTimeout: uint32(job.LeaseTimeout.Milliseconds()), KillGrace: uint32(job.LeaseKillGrace.Milliseconds()),
 		MaxUnackedResults: uint32(g.config.MaxUnackedResults), MaxUnackedBytes: uint64(g.config.MaxUnackedBytes),
 	})
+	return nil
+}
+
+// authorize ends the stream of a worker that may not, or no longer, have it.
+func (s *stream) authorize() error {
+	if ask := s.gateway.config.Authorize; ask != nil {
+		if err := ask(s.call.request, s.hello); err != nil {
+			return s.refuse(err)
+		}
+	}
 	return nil
 }
 
