@@ -122,11 +122,11 @@ func labelWords(m map[string]string) string {
 func checkJobName(name string) error { return job.CheckName("NAME", name) }
 
 // each does the same to several things. It goes on after an error, reports it, and fails in the end.
-func (c *cli) each(names []string, do func(name string) error) error {
+func (c *cli) each(ctx context.Context, names []string, do func(name string) error) error {
 	var errs []error
 	for _, name := range names {
 		if err := do(name); err != nil {
-			if len(names) == 1 {
+			if len(names) == 1 || ctx.Err() != nil { // nobody is there, or somebody interrupts: it would be the same for all
 				return err
 			}
 			c.report(prefixed(name, c.sentence(err)))

@@ -85,7 +85,7 @@ func (c *cli) applySources(ctx context.Context, sources []source, dry bool) erro
 	if c.human() && len(verdicts) > 1 {
 		what := ""
 		if dry {
-			what = ", as it would be"
+			what = "; nothing was done"
 		}
 		c.say("%d created, %d changed, %d unchanged, %d failed%s", counts["created"], counts["changed"], counts["unchanged"], counts["failed"], what)
 	}
@@ -106,7 +106,7 @@ func (v *verdict) apply(ctx context.Context, k *client.Client, d *job.Document, 
 	default:
 		v.Result = "changed"
 	}
-	if dry {
+	if v.DryRun = dry; dry {
 		if before != nil {
 			v.Version = before.Version
 		}

@@ -126,7 +126,7 @@ func (c *cli) sentence(err error) string {
 	case job.Unauthenticated:
 		text += "; set --token or MUSTER_TOKEN to a valid credential"
 	case job.Unknown:
-		text += "; it may have happened all the same: look before you repeat it"
+		text += "; look before you repeat it"
 	}
 	return text
 }

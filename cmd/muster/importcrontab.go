@@ -101,7 +101,7 @@ func (c *cli) importCrontab(ctx context.Context, path string, f crontabFlags) er
 		return err
 	}
 	for _, s := range tab.Skipped {
-		c.say("line %d was left out: %s\n", s.Line, s.Why)
+		c.say("line %d was left out: %s", s.Line, s.Why)
 	}
 	for _, n := range append(tab.Notes, notes...) {
 		c.say("%s", n)

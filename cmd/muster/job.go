@@ -77,10 +77,8 @@ func (c *cli) jobList(ctx context.Context, pairs []string, limit int) error {
 				t.add(j.Name, strconv.FormatUint(j.Version, 10), cron, zone, c.nextTickCell(j), executorWords(j.Spec), labelWords(j.Spec.Labels))
 			}
 			t.write(b, color)
-			if len(jobs) == 0 {
-				c.say("there are no jobs in the namespace %s", c.namespace)
-			}
 		},
+		note: when(len(jobs) == 0, "there are no jobs in the namespace %s", c.namespace),
 	})
 }
 
@@ -235,27 +233,20 @@ func (c *cli) jobChange(verb, short, done string, do func(context.Context, *clie
 				return err
 			}
 			defer k.Close()
-			return c.each(args, func(name string) error {
+			return changed(ctx, c, args, func(name string) (jobChanged, error) {
 				err := checkJobName(name)
 				if err == nil {
 					err = do(ctx, k, name)
 				}
-				if err != nil {
-					return err
-				}
-				return c.print(c.doneAnswer("job", name, done))
-			})
+				return jobChanged{name, done}, err
+			}, func(j jobChanged) string { return j.Job }, func(j jobChanged) string { return "job " + j.Job + " " + j.Result })
 		},
 	}
 }
 
-// doneAnswer says that something was done to a thing.
-func (c *cli) doneAnswer(kind, name, done string) answer {
-	return answer{
-		value: map[string]string{kind: name, "result": done},
-		names: func() []string { return []string{name} },
-		table: func(b *strings.Builder, _ bool) { fmt.Fprintf(b, "%s %s %s\n", kind, clean(name), done) },
-	}
+type jobChanged struct {
+	Job    string `json:"job"`
+	Result string `json:"result"`
 }
 
 func (c *cli) jobVersionsCommand() *cobra.Command {

@@ -42,6 +42,15 @@ func (c *cli) jobNext(ctx context.Context, name string, n int) error {
 	if err != nil {
 		return err
 	}
+	note := ""
+	switch {
+	case next.Cron == "":
+		note = fmt.Sprintf("the job %s has no schedule", name)
+	case len(next.Items) == 0:
+		note = fmt.Sprintf("the schedule of %s has ended", name)
+	case next.Paused:
+		note = fmt.Sprintf("the job %s is paused: these ticks will not run unless it is resumed", name)
+	}
 	return c.print(answer{
 		value: next,
 		names: func() (names []string) {
@@ -54,15 +63,8 @@ func (c *cli) jobNext(ctx context.Context, name string, n int) error {
 			for _, at := range next.Items {
 				b.WriteString(c.tickWords(&job.Schedule{TimeZone: next.TimeZone}, at) + "\n")
 			}
-			switch {
-			case next.Cron == "":
-				c.say("the job %s has no schedule", name)
-			case len(next.Items) == 0:
-				c.say("the schedule of %s has ended", name)
-			case next.Paused:
-				c.say("the job %s is paused: these ticks will not run unless it is resumed", name)
-			}
 		},
+		note: note,
 	})
 }
 
@@ -142,10 +144,8 @@ func (c *cli) jobTicks(ctx context.Context, name string, f rangeFlags, limit int
 				t.add(c.moment(k.ScheduledAt), strconv.Itoa(k.Ticks()), k.Disposition.String(), reasonWord(k.Reason), late, strconv.FormatUint(k.Version, 10), run)
 			}
 			t.write(b, color)
-			if len(ticks) == 0 {
-				c.say("the job %s has not ticked in this time", name)
-			}
 		},
+		note: when(len(ticks) == 0, "the job %s has not ticked in this time", name),
 	})
 }
 
@@ -303,8 +303,8 @@ func (c *cli) backfillTicks(ctx context.Context, k *client.Client, name string, 
 			for _, at := range ticks {
 				b.WriteString(c.tickWords(j.Spec.Schedule, at) + "\n")
 			}
-			c.say("%s would be run", count(len(ticks), "tick"))
 		},
+		note: count(len(ticks), "tick") + " would be run",
 	})
 }
 

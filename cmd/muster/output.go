@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -26,6 +27,7 @@ type answer struct {
 	value any                              // for json and yaml: exact, as the API has it
 	names func() []string                  // for name: one a line
 	table func(b *strings.Builder, c bool) // for people; c: with colours
+	note  string                           // for people, on stderr behind it
 }
 
 // list is the form that lists have in the API too.
@@ -64,8 +66,58 @@ func (c *cli) print(a answer) error {
 	default:
 		a.table(&b, c.color)
 	}
-	_, err := io.WriteString(c.stdout, b.String())
-	return err
+	if _, err := io.WriteString(c.stdout, b.String()); err != nil {
+		return err
+	}
+	if c.human() && a.note != "" {
+		c.say("%s", a.note)
+	}
+	return nil
+}
+
+// when is a note for a case.
+func when(yes bool, format string, args ...any) string {
+	if !yes {
+		return ""
+	}
+	return fmt.Sprintf(format, args...)
+}
+
+// changed prints what became of several things, each of which was changed by itself. One that was asked for alone answers as
+// itself, so that a script need not unpack a list of one.
+func changed[T any](ctx context.Context, c *cli, args []string, do func(arg string) (T, error), name, line func(T) string) error {
+	var items []T
+	failed := c.each(ctx, args, func(arg string) error {
+		item, err := do(arg)
+		if err == nil {
+			items = append(items, item)
+		}
+		return err
+	})
+	if len(items) == 0 {
+		return failed
+	}
+	var value any = listOf(items)
+	if len(args) == 1 {
+		value = items[0]
+	}
+	if err := c.print(answer{
+		value: value,
+		names: func() (names []string) {
+			for _, item := range items {
+				names = append(names, name(item))
+			}
+			return names
+		},
+		table: func(b *strings.Builder, _ bool) {
+			for _, item := range items {
+				b.WriteString(clean(line(item)) + "\n")
+			}
+		},
+	}); err != nil {
+		return err
+	}
+	return failed
 }
 
 // human tells whether the answer is for people: then progress and hints may stand beside it.

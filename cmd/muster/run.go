@@ -94,10 +94,8 @@ func (c *cli) printRuns(runs []*job.Run) error {
 		},
 		table: func(b *strings.Builder, color bool) {
 			c.runTable(b, color, runs)
-			if len(runs) == 0 {
-				c.say("there are no such runs")
-			}
 		},
+		note: when(len(runs) == 0, "there are no such runs"),
 	})
 }
 
@@ -261,10 +259,8 @@ func (c *cli) runAttemptsCommand() *cobra.Command {
 						a.Worker, c.moment(a.StartedAt), c.took(a.StartedAt, a.FinishedAt), clip(clean(a.Error), 80))
 				}
 				t.write(b, color)
-				if len(attempts) == 0 {
-					c.say("no attempt was started yet; muster run explain %s says why", id)
-				}
 			},
+			note: when(len(attempts) == 0, "no attempt was started yet; muster run explain %s says why", id),
 		})
 	})
 }
@@ -279,48 +275,15 @@ func (c *cli) eachRun(verb, short, long string, say func(r *job.Run) string, do 
 				return err
 			}
 			defer k.Close()
-			var runs []*job.Run
-			failed := c.each(args, func(arg string) error {
+			return changed(ctx, c, args, func(arg string) (*job.Run, error) {
 				id, err := runID(arg)
 				if err != nil {
-					return err
+					return nil, err
 				}
-				r, err := do(ctx, k, id)
-				if err == nil {
-					runs = append(runs, r)
-				}
-				return err
-			})
-			if len(runs) == 0 {
-				return failed
-			}
-			if err := c.print(answer{
-				value: oneOrMany(runs, len(args)),
-				names: func() (names []string) {
-					for _, r := range runs {
-						names = append(names, r.ID.String())
-					}
-					return names
-				},
-				table: func(b *strings.Builder, _ bool) {
-					for _, r := range runs {
-						b.WriteString(say(r) + "\n")
-					}
-				},
-			}); err != nil {
-				return err
-			}
-			return failed
+				return do(ctx, k, id)
+			}, func(r *job.Run) string { return r.ID.String() }, say)
 		},
 	}
-}
-
-// oneOrMany answers one thing as itself if one was asked for, so that a script need not unpack a list of one.
-func oneOrMany[T any](items []*T, asked int) any {
-	if asked == 1 {
-		return items[0]
-	}
-	return listOf(items)
 }
 
 func (c *cli) runCancelCommand() *cobra.Command {

@@ -36,6 +36,9 @@ func (c *cli) relative(i job.Instant) string {
 // span writes a duration with its two largest units at most.
 func span(d time.Duration) string {
 	const day = 24 * time.Hour
+	if d > 10*time.Second {
+		d = d.Round(time.Second)
+	}
 	switch {
 	case d < time.Millisecond:
 		return strconv.FormatInt(d.Microseconds(), 10) + "µs"

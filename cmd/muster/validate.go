@@ -21,6 +21,7 @@ type verdict struct {
 	Version   uint64        `json:"version,omitempty"`
 	Effective *bool         `json:"effective,omitempty"` // of an applied job: false while its schedule has not reached the cluster
 	Schedule  string        `json:"schedule,omitempty"`  // in words
+	DryRun    bool          `json:"dry_run,omitempty"`
 	NextTicks []job.Instant `json:"next_ticks,omitempty"`
 	Error     *verdictError `json:"error,omitempty"`
 
@@ -125,7 +126,10 @@ func (v *verdict) write(c *cli, b *strings.Builder, color bool) {
 		name = v.File
 	}
 	result := v.Result
-	if code := map[string]string{"created": "32", "changed": "33", "valid": "32", "invalid": "31", "failed": "31"}[result]; color && code != "" {
+	if v.DryRun && v.Error == nil && result != "unchanged" {
+		result = "would be " + result
+	}
+	if code := map[string]string{"created": "32", "changed": "33", "valid": "32", "invalid": "31", "failed": "31"}[v.Result]; color && code != "" {
 		result = "\x1b[" + code + "m" + result + "\x1b[0m"
 	}
 	fmt.Fprintf(b, "%s %s", clean(name), result)

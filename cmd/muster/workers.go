@@ -57,10 +57,8 @@ func (c *cli) workerList(ctx context.Context, state string, pairs []string) erro
 				t.add(w.Name, workerStateCell(w.State), slotWords(&w), canRun(&w), w.Node, c.relative(w.ConnectedAt), w.Version, labelWords(w.Labels))
 			}
 			t.write(b, color)
-			if len(workers) == 0 {
-				c.say("there are no such workers")
-			}
 		},
+		note: when(len(workers) == 0, "there are no such workers"),
 	})
 }
 
@@ -128,18 +126,12 @@ func (c *cli) workerFlag(verb, short, done string, do func(*client.Client, conte
 				return err
 			}
 			defer k.Close()
-			return c.each(args, func(name string) error {
+			return changed(ctx, c, args, func(name string) (*job.Worker, error) {
 				if err := checkJobName(name); err != nil {
-					return err
+					return nil, err
 				}
-				w, err := do(k, ctx, name)
-				if err != nil {
-					return err
-				}
-				a := c.doneAnswer("worker", w.Name, done)
-				a.value = w
-				return c.print(a)
-			})
+				return do(k, ctx, name)
+			}, func(w *job.Worker) string { return w.Name }, func(w *job.Worker) string { return "worker " + w.Name + " " + done })
 		},
 	}
 }
