@@ -30,6 +30,10 @@ func (c *cli) client(ctx context.Context) (context.Context, *client.Client, erro
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	transport := http.DefaultTransport.(*http.Transport).Clone()
+	c.atEnd = append(c.atEnd, func() {
+		cancel(nil)
+		transport.CloseIdleConnections()
+	})
 	k, err := client.New(client.Config{
 		Addresses: c.addresses, Token: c.token, Namespace: c.namespace, RetryFor: retryFor,
 		HTTPClient: &http.Client{

@@ -54,7 +54,6 @@ func (c *cli) applySources(ctx context.Context, sources []source, dry bool) erro
 	if err != nil {
 		return err
 	}
-	defer k.Close()
 	var verdicts []*verdict
 	var errs []error
 	counts := map[string]int{}

@@ -27,7 +27,6 @@ func (c *cli) clusterStatus(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer k.Close()
 	s, err := k.Cluster(ctx)
 	if err != nil {
 		return err
@@ -99,7 +98,6 @@ func (c *cli) maintenanceCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			defer k.Close()
 			if err := k.Maintain(ctx, args[0] == "on"); err != nil {
 				return err
 			}

@@ -26,7 +26,6 @@ func (c *cli) complete(cmd *cobra.Command, find func(ctx context.Context, k *cli
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	defer k.Close()
 	return find(ctx, k), cobra.ShellCompDirectiveNoFileComp
 }
 

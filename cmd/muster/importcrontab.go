@@ -9,6 +9,8 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -116,6 +118,7 @@ func (c *cli) importCrontab(ctx context.Context, path string, f crontabFlags) er
 
 // importEntries makes documents, and notes on what they lack.
 func (c *cli) importEntries(tab *timetable.Crontab, where, prefix string) (jobs []imported, notes []string) {
+	lines, order := map[string][]string{}, []string(nil) // most notes are true of many lines
 	for i := range tab.Entries {
 		e := &tab.Entries[i]
 		d := c.crontabDocument(e, prefix)
@@ -132,13 +135,27 @@ func (c *cli) importEntries(tab *timetable.Crontab, where, prefix string) (jobs 
 			notes = append(notes, fmt.Sprintf("line %d was left out: %s", e.Line, c.sentence(err)))
 			continue
 		}
+		e.Notes = slices.DeleteFunc(e.Notes, func(n string) bool { return strings.HasPrefix(n, stdinNote) })
 		for _, n := range e.Notes {
-			notes = append(notes, fmt.Sprintf("line %d (%s): %s", e.Line, d.Name, n))
+			if lines[n] == nil {
+				order = append(order, n)
+			}
+			lines[n] = append(lines[n], strconv.Itoa(e.Line))
 		}
 		jobs = append(jobs, imported{d, append(crontabComment(e, where), text...)})
 	}
+	for _, n := range order {
+		where := "line "
+		if len(lines[n]) > 1 {
+			where = "lines "
+		}
+		notes = append(notes, where+strings.Join(lines[n], ", ")+": "+n)
+	}
 	return jobs, notes
 }
+
+// stdinNote begins the note that an entry's input is lost. Here it is not: see crontabDocument.
+const stdinNote = "A job has no standard input"
 
 // crontabDocument makes the job that does what cron did.
 func (c *cli) crontabDocument(e *timetable.CrontabEntry, prefix string) *job.Document {

@@ -53,7 +53,6 @@ func (c *cli) jobList(ctx context.Context, pairs []string, limit int) error {
 	if err != nil {
 		return err
 	}
-	defer k.Close()
 	jobs, more, err := collect(k.Jobs(ctx, client.JobFilter{Labels: labels}), limit)
 	if err != nil {
 		return err
@@ -142,7 +141,6 @@ func (c *cli) jobShow(ctx context.Context, name string, version uint64, document
 	if err != nil {
 		return err
 	}
-	defer k.Close()
 	j, err := k.Job(ctx, name)
 	if err != nil {
 		return err
@@ -232,7 +230,6 @@ func (c *cli) jobChange(verb, short, done string, do func(context.Context, *clie
 			if err != nil {
 				return err
 			}
-			defer k.Close()
 			return changed(ctx, c, args, func(name string) (jobChanged, error) {
 				err := checkJobName(name)
 				if err == nil {
@@ -260,7 +257,6 @@ func (c *cli) jobVersionsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			defer k.Close()
 			versions, err := k.Versions(ctx, args[0])
 			if err != nil {
 				return err

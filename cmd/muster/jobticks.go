@@ -37,7 +37,6 @@ func (c *cli) jobNext(ctx context.Context, name string, n int) error {
 	if err != nil {
 		return err
 	}
-	defer k.Close()
 	next, err := k.NextTicks(ctx, name, n)
 	if err != nil {
 		return err
@@ -116,7 +115,6 @@ func (c *cli) jobTicks(ctx context.Context, name string, f rangeFlags, limit int
 	if err != nil {
 		return err
 	}
-	defer k.Close()
 	ticks, more, err := collect(k.Ticks(ctx, name, since, until), limit)
 	if err != nil {
 		return err
@@ -173,7 +171,6 @@ func (c *cli) jobVerify(ctx context.Context, name string, f rangeFlags) error {
 	if err != nil {
 		return err
 	}
-	defer k.Close()
 	v, err := k.Verify(ctx, name, since, until)
 	if err != nil {
 		return err
@@ -262,7 +259,6 @@ func (c *cli) jobBackfill(ctx context.Context, name string, f rangeFlags, id str
 	if err != nil {
 		return err
 	}
-	defer k.Close()
 	if dry {
 		return c.backfillTicks(ctx, k, name, since, until)
 	}

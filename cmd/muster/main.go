@@ -25,6 +25,7 @@ func main() {
 // run is the program: what main does, without the process around it.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, env []string) int {
 	c := newCLI(stdin, stdout, stderr, env)
+	defer c.close()
 	return c.run(ctx, args)
 }
 
@@ -80,6 +81,8 @@ type cli struct {
 
 	namespaceGiven bool // by flag, file or environment, rather than by default
 	color          bool
+
+	atEnd []func() // what lets go of connections
 }
 
 func newCLI(stdin io.Reader, stdout, stderr io.Writer, env []string) *cli {
@@ -91,6 +94,12 @@ func newCLI(stdin io.Reader, stdout, stderr io.Writer, env []string) *cli {
 		}
 	}
 	return c
+}
+
+func (c *cli) close() {
+	for _, f := range c.atEnd {
+		f()
+	}
 }
 
 // getenv is the last setting of a variable, as in a process.

@@ -74,7 +74,6 @@ func (c *cli) runList(ctx context.Context, f runListFlags) error {
 	if err != nil {
 		return err
 	}
-	defer k.Close()
 	runs, more, err := collect(k.Runs(ctx, q), f.limit)
 	if err != nil {
 		return err
@@ -145,7 +144,6 @@ func (c *cli) ofRun(use, short string, do func(ctx context.Context, k *client.Cl
 			if err != nil {
 				return err
 			}
-			defer k.Close()
 			return do(ctx, k, id)
 		},
 	}
@@ -274,7 +272,6 @@ func (c *cli) eachRun(verb, short, long string, say func(r *job.Run) string, do 
 			if err != nil {
 				return err
 			}
-			defer k.Close()
 			return changed(ctx, c, args, func(arg string) (*job.Run, error) {
 				id, err := runID(arg)
 				if err != nil {

@@ -257,7 +257,6 @@ func (c *cli) submit(ctx context.Context, s client.Submission, f *submissionFlag
 	if err != nil {
 		return err
 	}
-	defer k.Close()
 	if s.ID.IsZero() {
 		s.ID = client.NewRunID()
 	}
@@ -314,7 +313,6 @@ func (c *cli) runWaitCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			defer k.Close()
 			return c.wait(ctx, k, id, most)
 		},
 	}

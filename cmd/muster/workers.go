@@ -38,7 +38,6 @@ func (c *cli) workerList(ctx context.Context, state string, pairs []string) erro
 	if err != nil {
 		return err
 	}
-	defer k.Close()
 	workers, _, err := collect(k.Workers(ctx, client.WorkerFilter{State: job.WorkerState(state), Labels: labels}), 0)
 	if err != nil {
 		return err
@@ -88,7 +87,6 @@ func (c *cli) workerShowCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			defer k.Close()
 			w, err := k.Worker(ctx, args[0])
 			if err != nil {
 				return err
@@ -125,7 +123,6 @@ func (c *cli) workerFlag(verb, short, done string, do func(*client.Client, conte
 			if err != nil {
 				return err
 			}
-			defer k.Close()
 			return changed(ctx, c, args, func(name string) (*job.Worker, error) {
 				if err := checkJobName(name); err != nil {
 					return nil, err
