@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -13,6 +15,7 @@ import (
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/worker"
 	"github.com/musterhq/muster/worker/gateway"
+	"github.com/musterhq/muster/worker/gateway/output"
 )
 
 // take answers the next value of a channel, or fails the test.
@@ -138,6 +141,69 @@ func TestALostLeaseStopsTheWork(t *testing.T) {
 		if o := f.leader.outcome(t, kept.Fence); o.Kind != job.AttemptSucceeded {
 			t.Errorf("outcome %+v", o)
 		}
+	})
+}
+
+func TestALeaseCountsFromBeforeTheHeartbeatWasSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, true)
+		b := newBlocker()
+		f.start(t, f.agentConfig(t, "w1", b.Handlers))
+		f.leader.assign(f.leader.session(t, "w1"), f.assignment("block"))
+		<-b.running
+		began := time.Now()
+		freeze := make(chan struct{})
+		f.leader.tell(func() { f.leader.freeze = freeze })
+		time.Sleep(5900 * time.Millisecond) // the first heartbeat goes out after 5 s
+		close(freeze)
+		synctest.Wait()
+		f.hangUp(f.address)
+		<-b.causes
+		if took := time.Since(began); took < 34*time.Second || took > 35500*time.Millisecond {
+			t.Errorf("the lease ended after %v, want 30 s from the sending at 5 s, not from the answer at 5.9 s", took)
+		}
+	})
+}
+
+func TestANodeWithoutALeaderRenewsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, true)
+		b := newBlocker()
+		f.start(t, f.agentConfig(t, "w1", b.Handlers))
+		f.leader.assign(f.leader.session(t, "w1"), f.assignment("block"))
+		<-b.running
+		time.Sleep(time.Minute + time.Second)
+		f.gateway.SetLeader(nil)
+		began := time.Now()
+		if r := stopReason(<-b.causes); r != job.LeaseLost {
+			t.Errorf("stopped because of %v", r)
+		}
+		if took := time.Since(began); took < 24*time.Second || took > 31*time.Second {
+			t.Errorf("the lease ended %v after the last leader", took)
+		}
+	})
+}
+
+func TestAHandlerThatNeverEndsIsLeftBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, true)
+		release, runs := make(chan struct{}), make(chan struct{})
+		h := &worker.Handlers{}
+		h.Handle("stubborn", func(context.Context, json.RawMessage) (json.RawMessage, error) {
+			close(runs)
+			<-release
+			return nil, nil
+		})
+		a := f.start(t, f.agentConfig(t, "w1", h))
+		f.leader.assign(f.leader.session(t, "w1"), f.assignment("stubborn"))
+		<-runs
+		a.stop()
+		err := <-a.done
+		a.done <- nil
+		if err == nil || !strings.Contains(err.Error(), "1 attempts did not stop") {
+			t.Errorf("it ended with %v", err)
+		}
+		close(release)
 	})
 }
 
@@ -285,6 +351,37 @@ func TestCancelTimeoutAndDeadline(t *testing.T) {
 			t.Errorf("%d starts were announced, want those of the two that ran for a while", n)
 		}
 	})
+}
+
+func TestACommandRunsThroughAllOfIt(t *testing.T) {
+	t.Parallel()
+	store, err := output.Open(t.TempDir(), output.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Shut()
+	f := newFixture(t, false, func(c *gateway.Config) { c.Output = store })
+	c := f.agentConfig(t, "w1", nil)
+	c.Exec = &worker.ExecConfig{Allow: []string{"*"}}
+	f.start(t, c)
+	s := f.leader.session(t, "w1")
+	if h := f.leader.hellos[0]; len(h.Executors) != 1 || h.Executors[0] != "exec" || h.DataID == "" {
+		t.Errorf("hello %+v", h)
+	}
+	good, bad := f.assignment("-"), f.assignment("-")
+	good.Spec = &job.Document{Exec: &job.Exec{Command: []string{"/bin/sh", "-c", "echo fence $MUSTER_FENCE"}}}
+	bad.Spec = &job.Document{Exec: &job.Exec{Command: []string{"/bin/sh", "-c", "exit 3"}}}
+	f.leader.assign(s, good, bad)
+	if o := f.leader.outcome(t, good.Fence); o.Kind != job.AttemptSucceeded {
+		t.Errorf("outcome %+v", o)
+	}
+	if o := f.leader.outcome(t, bad.Fence); o.Kind != job.AttemptFailed || o.ExitCode != 3 {
+		t.Errorf("outcome %+v", o)
+	}
+	pieces, _, err := store.Read(good.RunID, 1, 0, 1000)
+	if want := fmt.Sprintf("fence %d\n", good.Fence); err != nil || len(pieces) != 1 || string(pieces[0].Data) != want {
+		t.Errorf("output %+v, want %q: %v", pieces, want, err)
+	}
 }
 
 func TestMoreThanTheSlotsIsGivenBack(t *testing.T) {

@@ -30,7 +30,7 @@
 //  6. Resync may come at any time (the leader changed): the worker answers with Hello, carrying the number, and gets a
 //     Welcome again. A worker may also send Hello by itself when its facts changed.
 //  7. To stop, a worker sends Hello with leaving = true, gets no more assignments, finishes or returns what it runs, waits
-//     for the Acks, and closes its side of the stream.
+//     for the Acks, and ends the stream.
 //
 // # The lease
 //
