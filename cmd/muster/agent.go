@@ -105,9 +105,6 @@ func (c *cli) worker(ctx context.Context, f workerFlags) error {
 	o.Attached = func(address string) {
 		logger.Info("worker joined", "worker", f.name, "node", address)
 	}
-	if o.DataDir, err = c.dataDir(f.data, "worker-"+f.name); err != nil {
-		return err
-	}
 	if o.Labels, err = parseLabels("label", f.labels); err != nil {
 		return err
 	}
@@ -122,6 +119,9 @@ func (c *cli) worker(ctx context.Context, f workerFlags) error {
 	if !f.noHTTP {
 		h := made(&o.HTTP)
 		h.AllowPrivate, h.AllowHosts = f.httpPrivate, f.httpHosts
+	}
+	if o.DataDir, err = c.dataDir(f.data, "worker-"+f.name); err != nil {
+		return err
 	}
 	return processError(app.RunWorker(ctx, o))
 }

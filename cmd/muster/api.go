@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"iter"
 	"net/http"
 	"strings"
@@ -15,9 +14,6 @@ import (
 
 // retryFor is how long a call is repeated while the cluster answers that it cannot now: longer than a leader's election.
 const retryFor = 10 * time.Second
-
-// errNobody is the cause of a context that ended because no node could be reached at all.
-var errNobody = errors.New("no node could be reached")
 
 // client makes the client of this invocation, and the context for its calls.
 //
@@ -37,7 +33,7 @@ func (c *cli) client(ctx context.Context) (context.Context, *client.Client, erro
 	k, err := client.New(client.Config{
 		Addresses: c.addresses, Token: c.token, Namespace: c.namespace, RetryFor: retryFor,
 		HTTPClient: &http.Client{
-			Transport:     &firstContact{next: transport, left: len(c.addresses), giveUp: func() { cancel(errNobody) }},
+			Transport:     &firstContact{next: transport, left: len(c.addresses), giveUp: cancel},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	})
@@ -47,7 +43,7 @@ func (c *cli) client(ctx context.Context) (context.Context, *client.Client, erro
 // firstContact gives up when the first try at every address has failed.
 type firstContact struct {
 	next   http.RoundTripper
-	giveUp func()
+	giveUp context.CancelCauseFunc
 
 	mu   sync.Mutex
 	left int // addresses that have not failed yet; below 0 once one has answered
@@ -62,7 +58,7 @@ func (f *firstContact) RoundTrip(r *http.Request) (*http.Response, error) {
 		f.left = -1
 	case f.left > 0:
 		if f.left--; f.left == 0 {
-			f.giveUp()
+			f.giveUp(&job.Error{Code: job.Unavailable, Reason: "no_connection", Message: "no node could be reached", Cause: err})
 		}
 	}
 	return resp, err

@@ -139,6 +139,9 @@ func (c *cli) left(ctx context.Context, id job.RunID, err error) error {
 	if errors.As(context.Cause(ctx), cause) {
 		return &exitError{exitInterrupted, fmt.Sprintf("interrupted; the run goes on: `muster run logs -f %s` shows more of it, `muster run cancel %s` stops it", id, id)}
 	}
+	if nobody := context.Cause(ctx); job.CodeOf(nobody) == job.Unavailable {
+		return nobody // and so the client's context was ended
+	}
 	return err
 }
 

@@ -44,6 +44,7 @@ func (f *submissionFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.delay, "delay", "", "start this `SPAN` later, such as 90s, 12h or 7d")
 	fs.StringVar(&f.runAt, "run-at", "", "do not start before this `TIME` (see muster help times)")
 	fs.IntVar(&f.priority, "priority", -1, "`N` from 0 to 9, 9 first (default: what the job says, or 5)")
+	fs.Lookup("priority").DefValue = "0" // which help leaves out
 	fs.StringArrayVarP(&f.labels, "label", "l", nil, "add the label `KEY=VALUE`; can be repeated")
 	fs.StringVar(&f.key, "key", "", "idempotency `KEY`: the same key with the same request is the same run for 24 hours")
 	fs.StringVar(&f.id, "id", "", "`ID` of the run, to repeat a submission whose answer was lost")

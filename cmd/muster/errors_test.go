@@ -1,0 +1,222 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/musterhq/muster/job"
+)
+
+// Wrong command lines and wrong input: exit code 2, nothing on stdout, one sentence on stderr that says what to do.
+func TestWrongInput(t *testing.T) {
+	t.Parallel()
+	const id = "0192f3a4-7c1e-7abc-8def-0123456789ab"
+	good := fileWith(t, "good.yaml", "name: a\nexec: {command: [x]}\n")
+	crontab := fileWith(t, "crontab", "* * * * * x\n")
+	for _, c := range []struct {
+		args string // %f: a good file
+		want string
+	}{
+		{"aply", "muster has no command \"aply\"; did you mean `muster apply`?"},
+		{"job lst", "muster job has no command \"lst\"; did you mean `muster job list`?"},
+		{"worker xyzzy", "muster worker has no command \"xyzzy\"; see `muster worker --help`"},
+		{"run list --stat failed", "muster run list has no flag --stat; did you mean --state?"},
+		{"run list -z", "muster run list has no flag -z; see `muster run list --help`"},
+		{"run list --limit many", `--limit: "many" is not a number`},
+		{"run list --limit", "flag needs an argument: --limit; see `muster run list --help`"},
+		{"run list --state broken", `--state: "broken" is not a state; use waiting, held`},
+		{"run list --label nokey", `--label: "nokey" is not a label; write key=value`},
+		{"run list --label a=1 --label a=2", `--label: "a" is given with two values`},
+		{"run list --since yesterday", `--since: "yesterday" is not a time; write one such as`},
+		{"run list --since 2026-01-02 --until 2026-01-01", "--until: it does not lie after --since"},
+		{"run list extra", `muster run list: "extra" is too much; usage: muster run list [flags]`},
+		{"run show", "muster run show: ID is missing; usage: muster run show ID"},
+		{"run show 17", `"17" is not the id of a run; ids look like`},
+		{"run wait --timeout soon " + id, `--timeout: "soon" is not a span`},
+		{"run submit", "nothing to run; write a command after --, or --http URL, or --handler NAME"},
+		{"run submit --http http://x --handler y", "a run is one of a command, --http and --handler"},
+		{"run submit --http nowhere", "http.url: this is not an absolute http or https address"},
+		{"run submit --dir relative -- x", `exec.dir: "relative" is not an absolute path`},
+		{"run submit --env MUSTER_X=1 -- x", "exec.env.MUSTER_X: variables that start with MUSTER_ are set by Muster"},
+		{"run submit --env novalue -- x", `--env: "novalue" has no name and value; write NAME=VALUE`},
+		{"run submit --header x:y -- x", "--header goes with --http"},
+		{"run submit --handler x --dir /tmp", "--dir and --env are for commands"},
+		{"run submit --priority 12 -- x", "--priority: 12 is out of range; use 0 to 9, 9 first"},
+		{"run submit --retries -2 -- x", "--retries: it must not be negative"},
+		{"run submit --delay 1h --run-at now -- x", "--delay and --run-at contradict each other"},
+		{"run submit --delay soon -- x", `--delay: "soon" is not a span`},
+		{"run submit --payload {broken -- x", "--payload: "},
+		{"run submit --payload hello -- x", `text stands in quotes, such as '"hello"'`},
+		{"run submit --payload @/does/not/exist -- x", "the file /does/not/exist does not exist"},
+		{"run submit --id 7 -- x", `"7" is not the id of a run`},
+		{"job run", "muster job run: NAME is missing; usage: muster job run NAME [flags]"},
+		{"job show a/b", `NAME: "a/b" is not a name; use letters, digits`},
+		{"job show a --version 2", "--version goes with --document"},
+		{"job next a --count 0", "--count: 0 is out of range; use 1 to 1000"},
+		{"job backfill a", "--since is missing; write from which time on"},
+		{"cluster maintenance maybe", `"maybe" is neither on nor off`},
+		{"worker list --state sleepy", `--state: "sleepy" is not a state of a worker; use ready, cordoned, draining or gone`},
+		{"worker", "--join: a worker needs the addresses of the nodes"},
+		{"worker --join x --allow-user root", "--allow-exec is missing; without it no command is run"},
+		{"worker --join x --name a/b", `--name: "a/b" is not a name`},
+		{"dev --log-level loud", `--log-level: "loud" is not a level; use debug, info, warn or error`},
+		{"dev --log-format xml", `--log-format: "xml" is not a format; use text or json`},
+		{"dev --worker-slots -1", "--worker-slots: -1 is out of range; use 1 to 10000"},
+		{"dev --data %f", "is not a directory"},
+		{"dev", "--data: neither XDG_DATA_HOME nor HOME says where data may be kept"},
+		{"dev --http 0.0.0.0:0 --data %d", "is not a loopback address"},
+		{"dev --http nowhere --data %d", `"nowhere" is not an address; write HOST:PORT`},
+		{"-o xml version", `--output: "xml" is not a form of output; use table, json, yaml or name`},
+		{"--address ftp://x job list", `--address: "ftp://x" is not the address of a node`},
+		{"--address= job list", "--address: "},
+		{"apply", "no file is named; write -f FILE, -f DIR, or -f - for stdin"},
+		{"apply -f /does/not/exist", "the file /does/not/exist does not exist"},
+		{"validate -f %d", "holds no .yaml, .yml or .json file"},
+		{"validate %f", "is too much; usage: muster validate -f FILE [flags]"},
+		{"import crontab", "muster import crontab: FILE is missing"},
+		{"import crontab %c --user --system", "--user and --system contradict each other"},
+		{"import crontab %c --time-zone Mars/Olympus", "time_zone: "},
+		{"import crontab /does/not/exist --time-zone UTC", "the file /does/not/exist does not exist"},
+		{"completion", "muster completion: SHELL is missing"},
+		{"--config /does/not/exist version", "the configuration file /does/not/exist does not exist"},
+	} {
+		args := strings.Fields(strings.NewReplacer("%f", good, "%d", t.TempDir(), "%c", crontab).Replace(c.args))
+		r := world{now: noon, env: []string{"MUSTER_ADDRESS=http://127.0.0.1:1"}}.muster(t, args...)
+		if r.code != exitUsage || r.out != "" || !strings.Contains(r.err, c.want) || strings.Count(r.err, "\n") != 1 || !strings.HasPrefix(r.err, "muster: ") {
+			t.Errorf("muster %s: exit code %d\nstdout %q\nstderr %q\nwanted %q", c.args, r.code, r.out, r.err, c.want)
+		}
+	}
+}
+
+func TestNoNodeAnswers(t *testing.T) {
+	t.Parallel()
+	// A port where nobody listens, and one where somebody takes connections and says nothing.
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody := "http://" + free.Addr().String()
+	free.Close()
+	for _, args := range [][]string{
+		{"job", "list"}, {"run", "submit", "--", "true"}, {"cluster", "status"}, {"job", "delete", "a", "b"},
+		{"run", "logs", "-f", "0192f3a4-7c1e-7abc-8def-0123456789ab"}, {"run", "wait", "0192f3a4-7c1e-7abc-8def-0123456789ab"},
+	} {
+		begun := time.Now()
+		r := world{}.muster(t, append(args, "--address", nobody)...)
+		want := "muster: no node answers at " + nobody + "; start one with `muster dev`, or set --address\n"
+		if args[1] == "submit" { // its flags end at the command
+			r = world{env: []string{"MUSTER_ADDRESS=" + nobody}}.muster(t, args...)
+		}
+		if r.code != exitUnavailable || r.err != want || r.out != "" {
+			t.Errorf("%v: exit code %d, stdout %q, stderr %q", args, r.code, r.out, r.err)
+		}
+		if took := time.Since(begun); took > retryFor/2 {
+			t.Errorf("%v: a node that is not there was waited for %v", args, took)
+		}
+	}
+	r := world{}.muster(t, "job", "list", "--address", nobody+","+nobody)
+	if r.code != exitUnavailable || !strings.Contains(r.err, nobody+", "+nobody) {
+		t.Errorf("two addresses: %+v", r)
+	}
+	r = world{}.muster(t, "job", "list", "--address", "http://no-such-host.invalid:1")
+	if r.code != exitUnavailable || !strings.Contains(r.err, "no-such-host.invalid") {
+		t.Errorf("an unknown name: %+v", r)
+	}
+}
+
+// What a node refuses keeps its words, and has the exit code of its kind.
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		status int
+		body   string
+		code   int
+		want   string
+	}{
+		{404, `{"code":"not_found","detail":"there is no job \"x\" in namespace \"default\""}`, exitNotFound, `there is no job "x" in namespace "default"`},
+		{409, `{"code":"conflict","detail":"it is there"}`, exitConflict, "it is there"},
+		{400, `{"code":"invalid","field":"schedule.cron","detail":"it can never tick"}`, exitUsage, "schedule.cron: it can never tick"},
+		{401, `{"code":"unauthenticated","detail":"a credential is needed"}`, exitFailed, "a credential is needed; set --token or MUSTER_TOKEN to a valid credential"},
+		{403, `{"code":"forbidden","detail":"it may only read"}`, exitFailed, "it may only read"},
+		{500, `{"code":"internal"}`, exitFailed, "the node answered with the error internal"},
+		{404, `<html>not here</html>`, exitNotFound, "something that is no node of Muster answered 404"},
+		{200, `<html>a portal</html>`, exitFailed, "the node's answer cannot be read"},
+		{400, `{"code":"invalid","detail":"\u001b[2J\u001b]0;owned\u0007bad\nname \u202e"}`, exitUsage, "muster: bad name \n"},
+	} {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/problem+json")
+			w.WriteHeader(c.status)
+			_, _ = w.Write([]byte(c.body))
+		}))
+		r := world{}.muster(t, "job", "show", "x", "--address", s.URL)
+		s.Close()
+		if r.code != c.code || !strings.Contains(r.err, c.want) || r.out != "" || strings.ContainsAny(r.err, "\x1b\a") {
+			t.Errorf("%d %s: %+v, want %d %q", c.status, c.body, r, c.code, c.want)
+		}
+	}
+}
+
+// Whoever submitted and got no answer must not lose the id.
+func TestSubmissionOfUnknownOutcome(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		cancel() // after the request was read: it may have been carried out
+		panic(http.ErrAbortHandler)
+	}))
+	defer s.Close()
+	r := world{ctx: ctx, env: []string{"MUSTER_ADDRESS=" + s.URL}}.muster(t, "run", "submit", "--id", "0192f3a4-7c1e-7abc-8def-0123456789ab", "--", "true")
+	if r.code != exitUnavailable || !strings.Contains(r.err, "submit it again with --id 0192f3a4-7c1e-7abc-8def-0123456789ab") {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestExitCodeOfSeveral(t *testing.T) {
+	t.Parallel()
+	missing, twice := job.Errorf(job.NotFound, "", "a"), job.Errorf(job.Conflict, "", "b")
+	for _, c := range []struct {
+		errs []error
+		want int
+	}{{nil, exitOK}, {[]error{missing}, exitNotFound}, {[]error{missing, missing}, exitNotFound}, {[]error{missing, twice}, exitFailed}, {[]error{errors.New("x")}, exitFailed}} {
+		if got := exitCode(failure(c.errs)); got != c.want {
+			t.Errorf("%v: %d, want %d", c.errs, got, c.want)
+		}
+	}
+}
+
+// A second node in one directory, or at one address, is told so in one sentence.
+func TestDevCannotStart(t *testing.T) {
+	t.Parallel()
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	r := world{}.muster(t, "dev", "--data", t.TempDir(), "--http", taken.Addr().String())
+	if r.code != exitFailed || !strings.Contains(r.err, taken.Addr().String()) || !strings.Contains(r.err, "choose another --http address") {
+		t.Errorf("an address in use: %+v", r)
+	}
+	if os.Getuid() != 0 {
+		dir := filepath.Join(t.TempDir(), "no")
+		if err := os.Mkdir(dir, 0o500); err != nil {
+			t.Fatal(err)
+		}
+		if r := (world{}).muster(t, "dev", "--data", filepath.Join(dir, "data"), "--http", "127.0.0.1:0"); r.code != exitFailed || !strings.Contains(r.err, "permission denied") {
+			t.Errorf("a directory that cannot be made: %+v", r)
+		}
+	}
+	n := startNode(t)
+	r = world{}.muster(t, "dev", "--data", n.data, "--http", "127.0.0.1:0")
+	if r.code != exitFailed || !strings.Contains(r.err, "in use by another") {
+		t.Errorf("a directory in use: %+v", r)
+	}
+}

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// noon is when commands run in tests that show times.
+var noon = time.Date(2026, 1, 31, 12, 0, 0, 0, time.UTC)
+
+// world is what a command runs in.
+type world struct {
+	stdin string
+	env   []string
+	now   time.Time // zero: the real one
+	ctx   context.Context
+}
+
+type result struct {
+	code     int
+	out, err string
+}
+
+// muster runs a command line.
+func (w world) muster(t testing.TB, args ...string) result {
+	t.Helper()
+	var out, errs bytes.Buffer
+	c := newCLI(strings.NewReader(w.stdin), &out, &errs, w.env)
+	defer c.close()
+	if !w.now.IsZero() {
+		c.now, c.zone = func() time.Time { return w.now }, time.UTC
+	}
+	ctx := w.ctx
+	if ctx == nil {
+		ctx = t.Context()
+	}
+	code := c.run(ctx, args)
+	return result{code, out.String(), errs.String()}
+}
+
+// must is muster for commands that succeed.
+func (w world) must(t testing.TB, args ...string) string {
+	t.Helper()
+	r := w.muster(t, args...)
+	if r.code != exitOK {
+		t.Fatalf("muster %s: exit code %d\nstdout: %s\nstderr: %s", strings.Join(args, " "), r.code, r.out, r.err)
+	}
+	return r.out
+}
+
+// golden compares text with a file of testdata.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s (go test -update writes it anew):\n%s", path, diff)
+	}
+}
+
+// fileWith writes a file of its own for a test.
+func fileWith(t testing.TB, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// node is `muster dev` in this process.
+type node struct {
+	world
+	url  string
+	data string
+	stop func() result // asks it to stop, and waits
+}
+
+// startNode runs `muster dev` on a free port until the test ends.
+func startNode(t testing.TB, args ...string) *node {
+	t.Helper()
+	ctx, cancel := context.WithCancelCause(context.Background())
+	read, write := io.Pipe()
+	var logs lockedBuffer
+	code := make(chan int, 1)
+	data, home := t.TempDir(), t.TempDir()
+	go func() {
+		args := append([]string{"dev", "--data", data, "--http", "127.0.0.1:0"}, args...)
+		c := run(ctx, args, strings.NewReader(""), write, &logs, []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home})
+		_ = write.Close()
+		code <- c
+	}()
+	banner := make(chan string, 1)
+	said := make(chan string, 1)
+	go func() {
+		var all strings.Builder
+		b := make([]byte, 4096)
+		for {
+			n, err := read.Read(b)
+			all.Write(b[:n])
+			if _, rest, ok := strings.Cut(all.String(), "is ready at "); ok && banner != nil && strings.Contains(rest, "\n") {
+				url, _, _ := strings.Cut(rest, "\n")
+				banner <- url
+				banner = nil
+			}
+			if err != nil {
+				if banner != nil {
+					close(banner)
+				}
+				said <- all.String()
+				return
+			}
+		}
+	}()
+	n := &node{data: data, stop: sync.OnceValue(func() result {
+		cancel(interrupted{os.Interrupt})
+		c := <-code
+		return result{c, <-said, logs.String()}
+	})}
+	t.Cleanup(func() {
+		if r := n.stop(); r.code != exitOK {
+			t.Errorf("muster dev: exit code %d\n%s%s", r.code, r.out, r.err)
+		}
+	})
+	wait := banner
+	if n.url = <-wait; n.url == "" {
+		t.Fatalf("muster dev did not start: %s", logs.String())
+	}
+	n.env = []string{"MUSTER_ADDRESS=" + n.url}
+	return n
+}
+
+// lockedBuffer is written by one goroutine and read by another.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
