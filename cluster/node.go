@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -363,33 +362,3 @@ func (n *Node) Close() error {
 	n.closeErr = errors.Join(errs...)
 	return n.closeErr
 }
-
-// tcpLayer carries Raft over plain TCP.
-type tcpLayer struct {
-	net.Listener
-	advertise net.Addr
-}
-
-// address is a net.Addr that is text, so that a name stays a name.
-type address string
-
-func (a address) Network() string { return "tcp" }
-func (a address) String() string  { return string(a) }
-
-func listen(bind, advertise string) (*tcpLayer, error) {
-	l, err := net.Listen("tcp", bind)
-	if err != nil {
-		return nil, err
-	}
-	t := &tcpLayer{Listener: l, advertise: l.Addr()}
-	if advertise != "" {
-		t.advertise = address(advertise)
-	}
-	return t, nil
-}
-
-func (t *tcpLayer) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	return net.DialTimeout("tcp", string(to), timeout)
-}
-
-func (t *tcpLayer) Addr() net.Addr { return t.advertise }
