@@ -108,7 +108,7 @@ func (t *tx) setFlag(key, value string, on bool) (bool, *job.Error) {
 	case old == nil && t.flags.tree.Len() >= MaxFlags:
 		return false, job.Errorf(job.Exhausted, "flags_full", "%d pauses and cordons are set; no more fit", MaxFlags)
 	}
-	t.flags.put(&flag{Key: key, Value: value})
+	t.flags.put(&flagRow{Key: key, Value: value})
 	return true, nil
 }
 

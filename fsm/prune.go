@@ -105,14 +105,15 @@ func (p *pruning) dropRun(r *job.Run) {
 		return
 	}
 	p.dropHistory(r)
-	if r.Attempt > 0 {
-		first := uint32(1)
-		if r.Attempt > KeptAttempts {
-			first = r.Attempt - KeptAttempts
+	var attempts []*job.Attempt
+	for a := range p.attempts.ascend(attemptID{run: r.ID}) {
+		if a.RunID != r.ID {
+			break
 		}
-		for a := first; a <= r.Attempt; a++ {
-			p.dropAttempt(attemptID{r.ID, a})
-		}
+		attempts = append(attempts, a)
+	}
+	for _, a := range attempts {
+		p.dropAttempt(attemptID{a.RunID, a.Attempt})
 	}
 	if r.Key != "" {
 		p.forgetRunOfKey(r)

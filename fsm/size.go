@@ -72,8 +72,14 @@ func versionSize(v *versionRow) int64 { return int64(versionOverhead + 3*len(v.D
 
 // wireSize estimates a run's encoded size.
 func wireSize(r *job.Run) int {
-	n := 176 + len(r.Namespace) + len(r.Job) + len(r.Task) + len(r.Worker) + len(r.Payload) + len(r.Result) +
+	n := 192 + len(r.Namespace) + len(r.Job) + len(r.Task) + len(r.Worker) + len(r.Payload) + len(r.Result) +
 		len(r.Error) + len(r.Lane) + len(r.Spec) + len(r.Key) + len(r.BackfillID) + len(r.BodyHash)
+	if !r.IsRoot() || !r.RetryOf.IsZero() || !r.CanonicalID.IsZero() {
+		n += 3 * 20
+	}
+	if r.Attempt != 0 {
+		n += 64
+	}
 	for k, v := range r.Labels {
 		n += 8 + len(k) + len(v)
 	}

@@ -14,7 +14,7 @@ type tables struct {
 	g globals
 
 	marks    table[job.JobID, job.Mark]
-	flags    table[string, flag]
+	flags    table[string, flagRow]
 	unstored table[job.TickKey, job.Tick]
 	leases   table[job.RunID, job.Grant]
 	ended    table[uint64, endedBlock]
@@ -45,7 +45,7 @@ type runTable struct {
 func newTables() *tables {
 	return &tables{
 		marks:    newTable(lessID[job.JobID], func(m *job.Mark) job.JobID { return m.JobID }),
-		flags:    newTable(cmp.Less[string], func(f *flag) string { return f.Key }),
+		flags:    newTable(cmp.Less[string], func(f *flagRow) string { return f.Key }),
 		unstored: newTable(lessTick, (*job.Tick).Key),
 		leases:   newTable(lessID[job.RunID], func(g *job.Grant) job.RunID { return g.RunID }),
 		ended:    newTable(cmp.Less[uint64], func(b *endedBlock) uint64 { return b.Seq }),
@@ -131,8 +131,8 @@ type globals struct {
 	EndedSeq   uint64    `cbor:"31,keyasint,omitempty"` // blocks of ended leases so far
 }
 
-// flag is a switch that a person set: a paused job or namespace, a cordoned worker.
-type flag struct {
+// flagRow is a switch that a person set: a paused job or namespace, a cordoned worker.
+type flagRow struct {
 	Key   string `cbor:"1,keyasint"`
 	Value string `cbor:"2,keyasint,omitempty"`
 }
