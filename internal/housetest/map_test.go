@@ -32,6 +32,8 @@ var arrows = map[string][]string{
 	"internal/load":        {"job", "client", "worker"},
 	"internal/clustertest": {everyone},
 	"internal/housetest":   {},
+	"internal/systemtest":  {everyone},
+	"examples":             {"client", "worker"},
 	"cmd/muster":           {"job", "job/timetable", "client", "internal"},
 }
 
