@@ -7,6 +7,9 @@
 // so one that fails leaves the others of its entry untouched, and an entry, kind or version that cannot be read stops
 // the replica: to skip it would be to diverge in silence.
 //
+// What commands call of package job (Move.Apply, BirthOfTick, the decoding of documents) is part of that promise: while
+// nodes of two versions share a log, a change of what it answers needs a new version of the command.
+//
 // The tables are copy-on-write B-trees (docs/adr/001-embedded-store-figures.md says why not go-memdb), and a row that is
 // in one is never changed again; a change is a copy. So a frozen view of everything costs next to nothing: readers share
 // one until the next entry, and a snapshot is written while applies go on. Two tables hold runs, live ones and, once they

@@ -110,7 +110,7 @@ func TestTimeNeverGoesBack(t *testing.T) {
 	m.do(&Maintain{On: true})
 	m.at = t0
 	m.do(&Maintain{})
-	if m.At() != t0 + 100 || m.Index() != 2 {
+	if m.At() != t0+100 || m.Index() != 2 {
 		t.Fatalf("at %s, index %d", m.At(), m.Index())
 	}
 }
