@@ -188,8 +188,7 @@ func yamlNode(d *json.Decoder) (*yaml.Node, error) {
 		return n, err
 	case string:
 		n := new(yaml.Node)
-		n.SetString(t)
-		return n, nil
+		return n, n.Encode(t) // in quotes where a reader of YAML 1.1 would see something else
 	case json.Number:
 		return &yaml.Node{Kind: yaml.ScalarNode, Value: t.String()}, nil
 	case bool:

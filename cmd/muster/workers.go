@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -64,8 +65,9 @@ func (c *cli) workerList(ctx context.Context, state string, pairs []string) erro
 func slotWords(w *job.Worker) string { return fmt.Sprintf("%d of %d used", w.SlotsUsed, w.Slots) }
 
 func canRun(w *job.Worker) string {
-	words := append([]string(nil), w.Executors...)
+	words := slices.Clone(w.Executors)
 	if len(w.Handlers) > 0 {
+		words = slices.DeleteFunc(words, func(s string) bool { return s == "handler" })
 		words = append(words, "handlers: "+clip(strings.Join(w.Handlers, " "), 48))
 	}
 	return strings.Join(words, ", ")
