@@ -120,8 +120,12 @@ func (c *cli) jobTicks(ctx context.Context, name string, f rangeFlags, limit int
 		return err
 	}
 	defer c.hintMore(more, limit)
+	rows := make([]tickRow, len(ticks))
+	for i, t := range ticks {
+		rows[i] = tickRow(t)
+	}
 	return c.print(answer{
-		value: listOf(ticks),
+		value: listOf(rows),
 		names: func() (names []string) {
 			for _, t := range ticks {
 				names = append(names, t.ScheduledAt.String())
@@ -145,6 +149,12 @@ func (c *cli) jobTicks(ctx context.Context, name string, f rangeFlags, limit int
 		},
 		note: when(len(ticks) == 0, "the job %s has not ticked in this time", name),
 	})
+}
+
+// tickRow is a row of the ledger as the API has it: most have no run, and then say nothing of one.
+type tickRow struct {
+	job.Tick
+	RunID job.RunID `json:"run_id,omitzero"`
 }
 
 func (c *cli) jobVerifyCommand() *cobra.Command {

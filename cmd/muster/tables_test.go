@@ -51,7 +51,7 @@ func canned(t *testing.T) world {
 		"/v1/jobs": items(jobs), "/v1/jobs/nightly": jobs[2],
 		"/v1/jobs/nightly/versions": items([]job.Version{{JobID: jobID, Version: 3, Spec: nightly, CreatedAt: at(-26 * time.Hour), From: at(-26 * time.Hour)}}),
 		"/v1/jobs/nightly/next":     client.NextTicks{Items: []job.Instant{at(13*time.Hour + 30*time.Minute)}, Cron: "30 2 * * *", TimeZone: "Europe/Berlin", Paused: true},
-		"/v1/jobs/nightly/ticks": items([]client.Tick{
+		"/v1/jobs/nightly/ticks": items([]tickRow{
 			{Tick: job.Tick{ScheduledAt: at(-90 * time.Second), DecidedAt: at(-90*time.Second + 3*time.Millisecond), Disposition: job.TickRun, Version: 3}, RunID: id(4)},
 			{Tick: job.Tick{ScheduledAt: at(-72 * time.Hour), Until: at(-24 * time.Hour), Count: 3, DecidedAt: at(-23 * time.Hour), Disposition: job.TickMissed, Reason: job.StartDeadline, Version: 2}},
 		}),
