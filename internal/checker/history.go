@@ -1,0 +1,172 @@
+package checker
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"github.com/musterhq/muster/job"
+)
+
+// Moment is a time in nanoseconds since the machine was booted, suspended time included (CLOCK_BOOTTIME).
+type Moment int64
+
+// History is everything that is known of one trial. The order within each list does not matter.
+type History struct {
+	Lives []Life
+	Ops   []Op
+	Work  []Work
+	Jobs  []Job
+	Runs  []Run
+}
+
+// Life is one process of the system, from its start to its end.
+type Life struct {
+	Pid   int    `json:"pid"`
+	Start Moment `json:"start"`
+	Ready Moment `json:"ready,omitempty"` // 0: it was killed before
+	// Kill is from when on it was being killed, Dead when it was gone for sure; both 0 for one that was stopped softly.
+	Kill Moment `json:"kill,omitempty"`
+	Dead Moment `json:"dead,omitempty"`
+}
+
+// Op is one request of a client and what became of it. Its invocation and its completion are Asked and Answered.
+type Op struct {
+	Kind    OpKind  `json:"kind"`
+	Asked   Moment  `json:"asked"`
+	Done    Moment  `json:"done"`
+	Outcome Outcome `json:"outcome"`
+	Problem string  `json:"problem,omitempty"` // why it is not ok
+
+	// Of a submission: the id that the client made, its key, and its body without id and key. Of the others: the run.
+	ID   job.RunID       `json:"id,omitzero"`
+	Key  string          `json:"key,omitempty"`
+	Body json.RawMessage `json:"body,omitempty"`
+	// Answer is the run as it was answered.
+	Answer *job.Run `json:"answer,omitempty"`
+
+	// Of a Put: the job, the version that is now in effect, and the wall clock before and after.
+	Job     string      `json:"job,omitempty"`
+	Version uint64      `json:"version,omitempty"`
+	Before  job.Instant `json:"before,omitempty"`
+	After   job.Instant `json:"after,omitempty"`
+}
+
+// OpKind is what a client asked for.
+type OpKind string
+
+const (
+	Submit OpKind = "submit"
+	Cancel OpKind = "cancel"
+	Read   OpKind = "read"
+	Put    OpKind = "put"
+)
+
+// Outcome is what an answer, or the lack of one, means.
+type Outcome string
+
+const (
+	OK      Outcome = "ok"      // it happened
+	Refused Outcome = "refused" // it did not happen
+	Unknown Outcome = "unknown" // it may have happened, once
+)
+
+// Work is a line that a command wrote about itself.
+type Work struct {
+	Event       Event     `json:"event"`
+	Run         job.RunID `json:"run"`
+	Attempt     uint32    `json:"attempt"`
+	Fence       job.Fence `json:"fence"`
+	ScheduledAt string    `json:"scheduled_at,omitempty"`
+	Life        int       `json:"life"` // pid of the process of ours that started it
+	Pid         int       `json:"pid"`
+	At          Moment    `json:"at"`
+	Wall        int64     `json:"wall"` // nanoseconds since the Unix epoch, for the reader
+	Code        int       `json:"code,omitempty"`
+	Signal      int       `json:"signal,omitempty"`
+	// Alive is, of a Stray, the life whose work was seen alive.
+	Alive int `json:"alive,omitempty"`
+}
+
+// Event is what a command notes.
+type Event string
+
+const (
+	Start Event = "start"
+	End   Event = "end"
+	// Beat is noted again and again by a process that a command left beside itself.
+	Beat Event = "beat"
+	// Stray is noted by a command that, when it started, saw work of an earlier life of the system alive.
+	Stray Event = "stray"
+)
+
+// Job is a job as the system answers it in the end.
+type Job struct {
+	ID       job.JobID     `json:"id"`
+	Name     string        `json:"name"`
+	Versions []job.Version `json:"versions"`
+	Ticks    []Tick        `json:"ticks"` // the whole ledger
+	// Until is up to when its ticks are judged: the system says that it has decided all up to here.
+	Until job.Instant `json:"until"`
+}
+
+// Tick is a row of the ledger, and the run that the system names for it.
+type Tick struct {
+	job.Tick
+	RunID job.RunID `json:"run_id,omitzero"`
+}
+
+// Run is a run as the system answers it in the end.
+type Run struct {
+	Run      job.Run       `json:"run"`
+	Attempts []job.Attempt `json:"attempts,omitempty"`
+}
+
+// Line is one line of a saved history: one of its fields is set.
+type Line struct {
+	Life *Life `json:"life,omitempty"`
+	Op   *Op   `json:"op,omitempty"`
+	Work *Work `json:"work,omitempty"`
+	Job  *Job  `json:"job,omitempty"`
+	Run  *Run  `json:"run,omitempty"`
+}
+
+// Read adds the lines of one file to the history. A last line that was cut off is left out: its writer was killed.
+func (h *History) Read(from io.Reader) error {
+	in := bufio.NewReader(from)
+	for n := 1; ; n++ {
+		text, err := in.ReadBytes('\n')
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if len(bytes.TrimSpace(text)) == 0 {
+			continue
+		}
+		var l Line
+		if err := json.Unmarshal(text, &l); err != nil {
+			return fmt.Errorf("line %d of the history: %w", n, err)
+		}
+		h.Add(l)
+	}
+}
+
+// Add adds one fact.
+func (h *History) Add(l Line) {
+	switch {
+	case l.Life != nil:
+		h.Lives = append(h.Lives, *l.Life)
+	case l.Op != nil:
+		h.Ops = append(h.Ops, *l.Op)
+	case l.Work != nil:
+		h.Work = append(h.Work, *l.Work)
+	case l.Job != nil:
+		h.Jobs = append(h.Jobs, *l.Job)
+	case l.Run != nil:
+		h.Runs = append(h.Runs, *l.Run)
+	}
+}

@@ -1,0 +1,125 @@
+package checker
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/musterhq/muster/job"
+)
+
+// Violation is one broken promise.
+type Violation struct {
+	Rule  Rule
+	About string // a run's id, a job's name with a tick, a key
+	Text  string
+}
+
+func (v Violation) String() string { return fmt.Sprintf("%s: %s: %s", v.Rule, v.About, v.Text) }
+
+// Rule names what was broken: the promise, and how.
+type Rule string
+
+const (
+	Lost          Rule = "D1 lost"            // accepted, and not there
+	Unfinished    Rule = "D1 unfinished"      // there, and not ended although all was drained
+	RefusedThere  Rule = "D1 refused, there"  // refused, and there all the same
+	InventedRun   Rule = "D1 invented"        // there, and nobody asked for it
+	DoubledRun    Rule = "D1 doubled"         // listed twice
+	WrongAnswer   Rule = "D1 wrong answer"    // a submission was answered with another run
+	KeySplit      Rule = "D1 key split"       // one key, two runs
+	KeyShared     Rule = "D1 key shared"      // one key, two bodies, both accepted
+	TickMissing   Rule = "D2 missing"         // due, and not decided
+	TickDoubled   Rule = "D2 doubled"         // decided twice
+	TickInvented  Rule = "D2 invented"        // decided, and never due
+	TickVersion   Rule = "D2 wrong version"   // decided by a version that did not own it
+	TickFrom      Rule = "D2 from"            // a version came into effect outside of the request that made it
+	TickNoRun     Rule = "D2 no run"          // decided to run, and its run is not there
+	TickWrongRun  Rule = "D2 wrong run"       // its run is not the one that derives from it
+	RunNoTick     Rule = "D2 run, no tick"    // a run of a tick that was not decided to run
+	FenceFell     Rule = "D3 fence"           // a later start without a higher fence
+	AttemptFell   Rule = "D3 attempt"         // a later start without a higher attempt number
+	Unrecorded    Rule = "D3 unrecorded"      // an attempt started, and the run does not know it under this fence
+	Unexplained   Rule = "D3 unexplained"     // a second start, and no loss or failure of the first is recorded
+	TwoAtOnce     Rule = "D3 two at once"     // a start while the attempt before was alive
+	AtMostOnce    Rule = "D3 at most once"    // on_worker_lost: fail, and started again after a loss
+	TooOften      Rule = "D3 too often"       // more failed attempts than max_attempts
+	NoWork        Rule = "D3 no work"         // succeeded, and no command ended with 0
+	StrangeWork   Rule = "D3 strange work"    // a command of a run that is not there
+	OrphanAlive   Rule = "D3 orphan"          // work of an earlier life was alive when a later life started work
+	NotFinal      Rule = "D4 not final"       // terminal, and later something else
+	StartAfterEnd Rule = "D4 start after end" // a start after the run had been seen ended
+	CancelIgnored Rule = "D4 cancel ignored"  // a start well after a cancel was accepted
+)
+
+// CancelInFlight is how long after an accepted cancel a start may still happen: an assignment that was under way (L9
+// stops it). It is generous, for machines that are busy.
+const CancelInFlight = Moment(5 * time.Second)
+
+// Report is what Judge found.
+type Report struct {
+	Violations []Violation
+
+	Accepted, Unknown, Refused int // submissions
+	Cancels                    int // accepted
+	Keys                       int // used more than once
+	Runs                       int
+	Due                        int // ticks
+	Decided                    map[job.Disposition]int
+	Starts                     int
+	AfterLoss, AfterFailure    int // second and later starts, by what is recorded of the attempt before
+	Cut                        int // starts that ended with their life
+}
+
+// Judge judges a history. The violations come in the order of the rules' promises, and of what they are about.
+func Judge(h *History) *Report {
+	j := &judge{h: h, report: Report{Decided: map[job.Disposition]int{}}, runs: map[job.RunID]*Run{}, work: map[job.RunID][]Work{}}
+	for i := range h.Runs {
+		r := &h.Runs[i]
+		if j.runs[r.Run.ID] != nil {
+			j.broken(DoubledRun, r.Run.ID, "it is listed more than once")
+		}
+		j.runs[r.Run.ID] = r
+	}
+	j.report.Runs = len(j.runs)
+	for _, w := range h.Work {
+		if w.Event == Start || w.Event == End {
+			j.work[w.Run] = append(j.work[w.Run], w)
+		}
+	}
+	for _, ws := range j.work {
+		slices.SortStableFunc(ws, func(a, b Work) int { return cmp.Compare(a.At, b.At) })
+	}
+	j.submissions()
+	j.keys()
+	for i := range h.Jobs {
+		j.ticks(&h.Jobs[i])
+	}
+	j.tickRuns()
+	j.attempts()
+	j.orphans()
+	j.final()
+	slices.SortStableFunc(j.report.Violations, func(a, b Violation) int {
+		return cmp.Or(cmp.Compare(a.Rule[:2], b.Rule[:2]), cmp.Compare(a.About, b.About))
+	})
+	return &j.report
+}
+
+type judge struct {
+	h      *History
+	report Report
+	runs   map[job.RunID]*Run
+	work   map[job.RunID][]Work // starts and ends, in order
+	// policies by job and version, filled by ticks.
+	specs map[specKey]*job.Document
+}
+
+type specKey struct {
+	job     string
+	version uint64
+}
+
+func (j *judge) broken(rule Rule, about any, format string, args ...any) {
+	j.report.Violations = append(j.report.Violations, Violation{rule, fmt.Sprint(about), fmt.Sprintf(format, args...)})
+}

@@ -1,0 +1,182 @@
+package systemtest
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/musterhq/muster/client"
+	"github.com/musterhq/muster/internal/checker"
+	"github.com/musterhq/muster/job"
+)
+
+// drain ends a trial: it lets the schedules end, waits until all has ended, and reads everything.
+type drain struct {
+	t    *testing.T
+	dir  string
+	rec  *recorder
+	api  *client.Client
+	docs []*job.Document
+
+	until job.Instant // the last tick
+}
+
+// patience is how long a drain may take: a lease and its grace, and the backlog of a busy machine.
+const patience = 3 * time.Minute
+
+// end gives every schedule an end some seconds ahead, and waits until every tick before it is decided and every run has
+// ended. A pause would hold what is queued, and a deleted job has no ledger to read.
+func (d *drain) end() {
+	d.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	at := time.Now().Add(6 * time.Second).Truncate(time.Second)
+	d.until = job.At(at.Add(-time.Second))
+	each(d.docs, func(doc *job.Document) {
+		doc.Schedule.EndAt = at
+		put(ctx, d.t, d.api, d.rec, doc)
+	})
+	if late := time.Since(at); late > 0 {
+		d.t.Errorf("it took until %s after their end to change %d schedules", late, len(d.docs))
+	}
+	for _, doc := range d.docs {
+		d.await(ctx, "the ticks of "+doc.Name, func() (bool, error) {
+			v, err := d.api.Verify(ctx, doc.Name, time.Time{}, time.Time{})
+			if err != nil {
+				return false, err
+			}
+			if v.Until <= d.until {
+				return false, nil
+			}
+			if !v.OK {
+				d.t.Errorf("the system's own verification of %s finds gaps %v, doubles %v, strays %v", doc.Name, v.Gaps, v.Doubles, v.Strays)
+			}
+			return true, nil
+		})
+	}
+	d.await(ctx, "the end of all runs", func() (bool, error) {
+		live := client.RunFilter{States: []job.State{job.Waiting, job.Held, job.Scheduled, job.Queued, job.Running}}
+		for _, err := range d.api.Runs(ctx, live) {
+			return false, err
+		}
+		return true, nil
+	})
+}
+
+func (d *drain) await(ctx context.Context, what string, done func() (bool, error)) {
+	d.t.Helper()
+	for {
+		ok, err := done()
+		switch {
+		case err != nil:
+			d.t.Fatalf("wait for %s: %v", what, err)
+		case ok:
+			return
+		}
+		select {
+		case <-ctx.Done():
+			d.t.Errorf("%s did not come within %s", what, patience) // the checker says which runs are late
+			return
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// observe records how every run is seen now.
+func (d *drain) observe() {
+	d.t.Helper()
+	for r := range d.runs() {
+		at := now()
+		d.rec.op(checker.Op{Kind: checker.Read, Asked: at, Done: at, Outcome: checker.OK, ID: r.ID, Answer: r})
+	}
+}
+
+// runs lists every run.
+func (d *drain) runs() func(func(*job.Run) bool) {
+	return func(yield func(*job.Run) bool) {
+		for r, err := range d.api.Runs(context.Background(), client.RunFilter{AllNamespaces: true}) {
+			if err != nil {
+				d.t.Fatalf("list the runs: %v", err)
+			}
+			if !yield(r) {
+				return
+			}
+		}
+	}
+}
+
+// read records all that the system says in the end.
+func (d *drain) read() {
+	d.t.Helper()
+	ctx := context.Background()
+	for _, doc := range d.docs {
+		j, err := d.api.Job(ctx, doc.Name)
+		if err != nil {
+			d.t.Fatalf("read %s: %v", doc.Name, err)
+		}
+		all := checker.Job{ID: j.ID, Name: j.Name, Until: d.until}
+		if all.Versions, err = d.api.Versions(ctx, j.Name); err != nil {
+			d.t.Fatalf("read the versions of %s: %v", doc.Name, err)
+		}
+		for t, err := range d.api.Ticks(ctx, j.Name, time.Time{}, time.Time{}) {
+			if err != nil {
+				d.t.Fatalf("read the ledger of %s: %v", doc.Name, err)
+			}
+			all.Ticks = append(all.Ticks, checker.Tick{Tick: t.Tick, RunID: t.RunID})
+		}
+		d.rec.add(checker.Line{Job: &all})
+	}
+	each(slices.Collect(d.runs()), func(r *job.Run) {
+		attempts, err := d.api.Attempts(ctx, r.ID)
+		if err != nil {
+			d.t.Errorf("read the attempts of %s: %v", r.ID, err)
+		}
+		d.rec.add(checker.Line{Run: &checker.Run{Run: *r, Attempts: attempts}})
+	})
+}
+
+// each does something for all, some at a time.
+func each[T any](all []T, do func(T)) {
+	var wg sync.WaitGroup
+	for i := range 4 {
+		wg.Go(func() {
+			for k := i; k < len(all); k += 4 {
+				do(all[k])
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// gaps is, of each kill, how long it took until a command started again.
+func gaps(h *checker.History) []time.Duration {
+	var starts []checker.Moment
+	for _, w := range h.Work {
+		if w.Event == checker.Start {
+			starts = append(starts, w.At)
+		}
+	}
+	slices.Sort(starts)
+	var all []time.Duration
+	for _, l := range h.Lives {
+		if l.Kill == 0 {
+			continue
+		}
+		if i, _ := slices.BinarySearch(starts, l.Dead); i < len(starts) {
+			all = append(all, time.Duration(starts[i]-l.Kill))
+		}
+	}
+	return all
+}
+
+// quantiles are the middle and the last.
+func quantiles(all []time.Duration) (middle, last time.Duration) {
+	if len(all) == 0 {
+		return 0, 0
+	}
+	all = slices.SortedFunc(slices.Values(all), cmp.Compare[time.Duration])
+	return all[len(all)/2].Round(time.Millisecond), all[len(all)-1].Round(time.Millisecond)
+}
