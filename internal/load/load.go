@@ -17,6 +17,7 @@ package load
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -155,15 +156,22 @@ type bench struct {
 	name    string
 	report  *Report
 	profile bool
-	dir     string
+	base    string // for the directories of rigs
+	dir     string // of the node, the worker and their sockets; each rig has a new one
 }
 
 func (b *bench) once(ctx context.Context, bm Benchmark) (err error) {
-	if b.dir, err = os.MkdirTemp("", "muster-bench-"); err != nil {
+	if b.base, err = os.MkdirTemp("", "muster-bench-"); err != nil {
 		return err
 	}
-	defer os.RemoveAll(b.dir)
+	defer func() { err = errors.Join(err, os.RemoveAll(b.base)) }()
 	return bm.run(ctx, b)
+}
+
+// fresh makes an empty directory for the next processes: what one left behind is none of the next one's business.
+func (b *bench) fresh() (err error) {
+	b.dir, err = os.MkdirTemp(b.base, "bench-")
+	return err
 }
 
 func (b *bench) say(format string, args ...any) {

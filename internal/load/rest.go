@@ -13,6 +13,9 @@ import (
 
 // idle measures a node with its worker, as `muster dev` starts them, that nobody asks anything.
 func idle(ctx context.Context, b *bench) error {
+	if err := b.fresh(); err != nil {
+		return err
+	}
 	p, _, err := b.startNode(ctx, "--http", "127.0.0.1:0")
 	if err != nil {
 		return err

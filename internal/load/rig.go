@@ -37,6 +37,9 @@ type rig struct {
 
 // open starts node and worker, and waits until the worker takes work.
 func (b *bench) open(ctx context.Context) (_ *rig, err error) {
+	if err := b.fresh(); err != nil {
+		return nil, err
+	}
 	r := &rig{bench: b, urls: b.Addresses, seen: new(collector)}
 	defer func() {
 		if err != nil {
