@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"flag"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -110,52 +109,30 @@ type node struct {
 func startNode(t testing.TB, args ...string) *node {
 	t.Helper()
 	ctx, cancel := context.WithCancelCause(context.Background())
-	read, write := io.Pipe()
+	out, code := watch("a second one stops it at once."), make(chan int, 1)
 	var logs lockedBuffer
-	code := make(chan int, 1)
 	data, home := t.TempDir(), t.TempDir()
 	go func() {
 		args := append([]string{"dev", "--data", data, "--http", "127.0.0.1:0"}, args...)
-		c := run(ctx, args, strings.NewReader(""), write, &logs, []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home})
-		_ = write.Close()
-		code <- c
-	}()
-	banner := make(chan string, 1)
-	said := make(chan string, 1)
-	go func() {
-		var all strings.Builder
-		b := make([]byte, 4096)
-		for {
-			n, err := read.Read(b)
-			all.Write(b[:n])
-			if _, rest, ok := strings.Cut(all.String(), "is ready at "); ok && banner != nil && strings.Contains(rest, "\n") {
-				url, _, _ := strings.Cut(rest, "\n")
-				banner <- url
-				banner = nil
-			}
-			if err != nil {
-				if banner != nil {
-					close(banner)
-				}
-				said <- all.String()
-				return
-			}
-		}
+		code <- run(ctx, args, strings.NewReader(""), out, &logs, []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home})
 	}()
 	n := &node{data: data, stop: sync.OnceValue(func() result {
 		cancel(interrupted{os.Interrupt})
-		c := <-code
-		return result{c, <-said, logs.String()}
+		return result{<-code, out.String(), logs.String()}
 	})}
 	t.Cleanup(func() {
 		if r := n.stop(); r.code != exitOK {
 			t.Errorf("muster dev: exit code %d\n%s%s", r.code, r.out, r.err)
 		}
 	})
-	wait := banner
-	if n.url = <-wait; n.url == "" {
-		t.Fatalf("muster dev did not start: %s", logs.String())
+	select {
+	case <-out.seen:
+	case c := <-code:
+		code <- c
+		t.Fatalf("muster dev did not start: exit code %d, %s", c, logs.String())
 	}
+	_, rest, _ := strings.Cut(out.String(), "is ready at ")
+	n.url, _, _ = strings.Cut(rest, "\n")
 	n.env = []string{"MUSTER_ADDRESS=" + n.url}
 	return n
 }
