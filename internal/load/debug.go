@@ -115,6 +115,27 @@ func (b *bench) profiled(ctx context.Context, part string, f func() error, proce
 	if err := f(); err != nil {
 		return err
 	}
+	return b.saveProfiles(ctx, part, processes...)
+}
+
+// profileStart profiles a node from as early on as it can be asked.
+func (b *bench) profileStart(ctx context.Context) {
+	if b.ProfileDir == "" || !b.profile {
+		return
+	}
+	p := &process{socket: b.socket("node")}
+	for ctx.Err() == nil {
+		if _, err := p.debug(ctx, "/cpu/start"); err == nil {
+			return
+		}
+		sleepContext(ctx, time.Millisecond)
+	}
+}
+
+func (b *bench) saveProfiles(ctx context.Context, part string, processes ...*process) error {
+	if b.ProfileDir == "" || !b.profile {
+		return nil
+	}
 	for _, p := range processes {
 		if p == nil {
 			continue

@@ -28,7 +28,7 @@ type process struct {
 
 // start starts this very binary with args. Standard output goes to out, which is read until the process ends.
 func (b *bench) start(name string, out func(io.Reader), args ...string) (*process, error) {
-	p := &process{name: name, socket: filepath.Join(b.dir, name+".sock"), logs: new(tail), ended: make(chan struct{})}
+	p := &process{name: name, socket: b.socket(name), logs: new(tail), ended: make(chan struct{})}
 	_ = os.Remove(p.socket) // a killed predecessor leaves it
 	args = append(args, "--debug", p.socket)
 	argv := append(append([]string(nil), b.Command...), args...)
@@ -54,6 +54,8 @@ func (b *bench) start(name string, out func(io.Reader), args ...string) (*proces
 	}()
 	return p, nil
 }
+
+func (b *bench) socket(name string) string { return filepath.Join(b.dir, name+".sock") }
 
 // stop ends a process softly, and hard if that takes long.
 func (p *process) stop() {
