@@ -202,6 +202,21 @@ func (v *View) Version(id job.JobID, version uint64) *job.Version {
 	return row.version()
 }
 
+// Heads walks the jobs of all namespaces in the order of namespace and name, those after the given one.
+func (v *View) Heads(afterNamespace, afterName string) iter.Seq[job.JobHead] {
+	return func(yield func(job.JobHead) bool) {
+		after := jobName{afterNamespace, afterName}
+		for j := range v.jobs.ascend(after) {
+			if (jobName{j.Namespace, j.Name}) == after {
+				continue
+			}
+			if !yield(job.JobHead{ID: j.ID, Namespace: j.Namespace, Name: j.Name, Version: j.Version}) {
+				return
+			}
+		}
+	}
+}
+
 // Versions walks the versions of a job, newest first.
 func (v *View) Versions(id job.JobID) iter.Seq[*job.Version] {
 	return func(yield func(*job.Version) bool) {

@@ -52,3 +52,11 @@ type Usage struct {
 	MaxBytes     int64 `json:"max_bytes"`     // 0: no bound of its own
 	HistoryBytes int64 `json:"history_bytes"` // of terminal runs, attempts and ledger rows
 }
+
+// JobHead is a job's identity and current version, without its document: what the leader compares with the marks (L7).
+type JobHead struct {
+	ID        JobID
+	Namespace string
+	Name      string
+	Version   uint64
+}

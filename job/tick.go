@@ -1,6 +1,10 @@
 package job
 
-import "maps"
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+)
 
 // Mark is how far one job's schedule has ticked, and which version ticks (L6, L7). It lives in Raft.
 type Mark struct {
@@ -24,6 +28,19 @@ type Mark struct {
 
 // MaxEarlier bounds Mark.Earlier: a job edited more often before the leader looks is refused as Unavailable.
 const MaxEarlier = 16
+
+// MarkOf is what Raft is told to make a job's version tick: false if its document has no schedule.
+func MarkOf(id JobID, version uint64, spec *Document) (Mark, bool, error) {
+	if spec.Schedule == nil {
+		return Mark{}, false, nil
+	}
+	text, err := json.Marshal(spec.Schedule)
+	if err != nil {
+		return Mark{}, false, fmt.Errorf("encode the schedule of job %s: %w", id, err)
+	}
+	return Mark{JobID: id, Namespace: spec.Namespace, Job: spec.Name, Version: version, Schedule: text,
+		Overlap: spec.Overlap, StartDeadline: spec.StartDeadline}, true, nil
+}
 
 // EarlierVersion is a replaced version that still owns ticks: those after Mark.At, or after the Until before it, up to Until.
 type EarlierVersion struct {

@@ -127,9 +127,10 @@ func chaos(t *testing.T, seed uint64) {
 				must(t, c.Control.PauseJob(context.Background(), j.ID))
 			}
 			for _, j := range jobs { // held runs of paused jobs would stay
-				if err := c.Control.DropSchedule(context.Background(), j.ID, 0); err != nil {
+				if _, err := c.Store.DeleteJob(context.Background(), j.Namespace, j.Name, 0); err != nil {
 					t.Fatal(err)
 				}
+				must(t, c.Control.DropSchedule(context.Background(), j.ID, 0))
 				must(t, c.Control.ResumeJob(context.Background(), j.ID))
 			}
 			end := time.Now()

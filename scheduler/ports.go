@@ -22,6 +22,10 @@ type Control interface {
 	// that were recorded are answered.
 	Decide(ctx context.Context, epoch job.Epoch, ticks []job.Tick, marks []job.MarkMove, stored []job.TickKey) (recorded []job.Tick, err error)
 
+	// PutSchedule makes a job's version tick; Conflict if a newer one does. DropSchedule ends it, unless a newer one ticks.
+	PutSchedule(ctx context.Context, m job.Mark) (job.Mark, error)
+	DropSchedule(ctx context.Context, id job.JobID, version uint64) error
+
 	Grants() []job.Grant                              // live leases
 	Marks() []job.Mark                                // of every schedule
 	Mark(id job.JobID) (job.Mark, bool)               // of one
@@ -58,6 +62,7 @@ type Store interface {
 	Load(ctx context.Context, ids []job.RunID) ([]*job.Run, error)
 	Live(ctx context.Context, after job.RunID, limit int) ([]*job.Run, error)
 	LiveOfJob(ctx context.Context, id job.JobID, limit int) ([]*job.Run, error)
+	Heads(ctx context.Context, afterNamespace, afterName string, limit int) ([]job.JobHead, error)
 	Version(ctx context.Context, id job.JobID, version uint64) (*job.Version, error)
 	Cancel(ctx context.Context, intents []job.CancelIntent) ([]job.Receipt, error)
 	Prune(ctx context.Context, epoch job.Epoch, before job.Instant, limit int) (int, error)

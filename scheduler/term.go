@@ -48,6 +48,7 @@ type Term struct {
 	settler    *settle.Settler
 	reaper     *reap.Reaper
 	reconciler *reconcile.Reconciler
+	schedules  *reconcile.Schedules
 }
 
 // DefaultHistory is how long terminal runs are kept.
@@ -93,6 +94,7 @@ func Begin(ctx context.Context, c Config) (*Term, error) {
 	t.reconciler = &reconcile.Reconciler{Epoch: epoch, Store: c.Store, Queue: c.Queue, Control: c.Control, Mover: t.settler,
 		Fleet: t.fleet, Now: now, Logger: c.Logger, Wake: t.Wake, Stop: t.stop, Mended: c.Metrics.mended}
 	t.reconciler.Init()
+	t.schedules = &reconcile.Schedules{Definitions: c.Store, Marks: c.Control, Logger: c.Logger, Mended: c.Metrics.mended}
 	t.clock.Load()
 	for !t.clock.Settled() {
 		if _, err := t.clock.StepStore(ctx); err != nil {
@@ -116,6 +118,7 @@ func (t *Term) Run(reign context.Context) error {
 	g.Go(func() error { return t.settler.Run(ctx) })
 	g.Go(func() error { return t.reaper.Run(ctx) })
 	g.Go(func() error { return t.reconciler.Run(ctx) })
+	g.Go(func() error { return t.schedules.Run(ctx) })
 	g.Go(func() error { return t.prune(ctx) })
 	g.Go(func() error { return t.cancel(ctx) })
 	g.Go(func() error { <-ctx.Done(); t.settler.Stop(); return nil })

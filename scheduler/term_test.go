@@ -522,6 +522,41 @@ func TestTicks(t *testing.T) {
 	})
 }
 
+// L7: the store has a definition and Raft never heard of it, or the other way round.
+func TestSchedulesFollowDefinitions(t *testing.T) {
+	in(t, func(t *testing.T, c *clustertest.Core) {
+		c.Workers.Add(worker("w", 5), clustertest.Succeed(0))
+		kept := c.Apply(`{name: kept, schedule: {cron: "@every 10s"}, exec: {command: [work]}}`)
+		gone := c.Apply(`{name: gone, schedule: {cron: "@every 10s"}, exec: {command: [work]}}`)
+		edited := c.Apply(`{name: edited, schedule: {cron: "@every 10s"}, exec: {command: [work]}}`)
+		stopped := c.Apply(`{name: stopped, schedule: {cron: "@every 10s"}, exec: {command: [work]}}`)
+		put := func(document string) *job.Job {
+			d, err := job.ParseDocument([]byte(document))
+			must(t, err)
+			j, err := c.Store.PutJob(context.Background(), job.PutJob{ID: job.JobID(c.NewID()), Spec: d, At: job.At(time.Now())})
+			must(t, err)
+			return j
+		}
+		unborn := put(`{name: unborn, schedule: {cron: "@every 10s"}, exec: {command: [work]}}`)
+		put(`{name: edited, schedule: {cron: "@every 1m"}, exec: {command: [work]}}`)
+		put(`{name: stopped, exec: {command: [work]}}`)
+		_, err := c.Store.DeleteJob(context.Background(), "default", "gone", 0)
+		must(t, err)
+		time.Sleep(35 * time.Second)
+		for _, x := range []struct {
+			j    *job.Job
+			want uint64
+		}{{kept, 1}, {gone, 0}, {edited, 2}, {stopped, 0}, {unborn, 1}} {
+			if m, _ := c.Control.Mark(x.j.ID); m.Version != x.want {
+				t.Errorf("%s: version %d ticks, want %d", x.j.Name, m.Version, x.want)
+			}
+		}
+		if len(c.RunsOf(unborn)) == 0 {
+			t.Error("a definition that Raft had not heard of does not tick")
+		}
+	})
+}
+
 func noTwoAtOnce(t *testing.T, starts []clustertest.Start) {
 	t.Helper()
 	for i := 1; i < len(starts); i++ {

@@ -75,6 +75,8 @@ type Moves interface {
 	Load(ctx context.Context, ids []job.RunID) ([]*job.Run, error)
 	// Live answers runs that are not terminal in the order of their ids, those after the given id.
 	Live(ctx context.Context, after job.RunID, limit int) ([]*job.Run, error)
+	// Heads answers jobs of all namespaces in the order of namespace and name, those after the given one (L7).
+	Heads(ctx context.Context, afterNamespace, afterName string, limit int) ([]job.JobHead, error)
 	// LiveOfJob answers the runs of one job that are not terminal, in the order of their ids.
 	LiveOfJob(ctx context.Context, id job.JobID, limit int) ([]*job.Run, error)
 }

@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"encoding/json"
 
 	"github.com/musterhq/muster/api"
 	"github.com/musterhq/muster/job"
@@ -24,15 +23,14 @@ func (n *node) buildAPI() (err error) {
 type schedules struct{ *node }
 
 func (s schedules) PutSchedule(ctx context.Context, j *job.Job) error {
-	if j.Spec.Schedule == nil {
-		return s.control.DropSchedule(ctx, j.ID, j.Version)
-	}
-	text, err := json.Marshal(j.Spec.Schedule)
+	mark, ticks, err := job.MarkOf(j.ID, j.Version, j.Spec)
 	if err != nil {
 		return err
 	}
-	_, err = s.control.PutSchedule(ctx, job.Mark{JobID: j.ID, Namespace: j.Namespace, Job: j.Name, Version: j.Version,
-		Schedule: text, Overlap: j.Spec.Overlap, StartDeadline: j.Spec.StartDeadline})
+	if !ticks {
+		return s.control.DropSchedule(ctx, j.ID, j.Version)
+	}
+	_, err = s.control.PutSchedule(ctx, mark)
 	if job.CodeOf(err) == job.Conflict {
 		return nil // a newer version ticks already
 	}

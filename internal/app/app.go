@@ -101,6 +101,8 @@ type node struct {
 
 	term atomic.Pointer[scheduler.Term] // nil while this node does not lead
 
+	started atomic.Bool // this node has known, at least once, all that the cluster had accepted
+
 	metricsOnce sync.Once
 	metrics     *scheduler.Metrics
 }
@@ -173,7 +175,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	mux := http.NewServeMux()
 	path, workers := n.gateway.Handler()
 	mux.Handle(path, workers)
-	mux.Handle("/", n.api)
+	mux.Handle("/", api.Once(n.started.Load, n.api))
 	server := api.Server(api.ServerConfig{Handler: api.LocalOnly(mux), Logger: o.Logger})
 
 	// The listener stops first, the term and the worker after it; all of them before the cleanups.
@@ -236,6 +238,7 @@ func (n *node) lead(ctx context.Context) error {
 		return err
 	}
 	n.term.Store(term)
+	n.started.Store(true) // behind the barrier of L1 all that was ever accepted is applied
 	n.gateway.SetLeader(term)
 	defer func() {
 		n.gateway.SetLeader(nil)

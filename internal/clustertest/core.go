@@ -133,12 +133,10 @@ func (c *Core) Apply(document string) *job.Job {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	if d.Schedule != nil {
-		text := mustJSON(d.Schedule)
-		if _, err := retry(func() (job.Mark, error) {
-			return c.Control.PutSchedule(context.Background(), job.Mark{JobID: j.ID, Namespace: j.Namespace, Job: j.Name,
-				Version: j.Version, Schedule: text, Overlap: d.Overlap, StartDeadline: d.StartDeadline})
-		}); err != nil {
+	if mark, ticks, err := job.MarkOf(j.ID, j.Version, j.Spec); err != nil {
+		c.t.Fatal(err)
+	} else if ticks {
+		if _, err := retry(func() (job.Mark, error) { return c.Control.PutSchedule(context.Background(), mark) }); err != nil {
 			c.t.Fatal(err)
 		}
 	}

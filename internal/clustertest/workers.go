@@ -2,7 +2,6 @@ package clustertest
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"sort"
 	"sync"
@@ -11,14 +10,6 @@ import (
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/scheduler"
 )
-
-func mustJSON(v any) []byte {
-	b, err := json.Marshal(v)
-	if err != nil {
-		panic(err)
-	}
-	return b
-}
 
 // Behaviour is what a worker makes of an attempt. It returns how the attempt ended; ctx is cancelled when it is told to
 // stop.

@@ -41,6 +41,17 @@ func (s *Store) Jobs(_ context.Context, q storage.JobQuery) ([]*job.Job, error) 
 	return page, nil
 }
 
+// Heads implements storage.Moves.
+func (s *Store) Heads(_ context.Context, afterNamespace, afterName string, limit int) ([]job.JobHead, error) {
+	var page []job.JobHead
+	for h := range s.state.View().Heads(afterNamespace, afterName) {
+		if page = append(page, h); len(page) >= limit {
+			break
+		}
+	}
+	return page, nil
+}
+
 // Version implements storage.Definitions.
 func (s *Store) Version(_ context.Context, id job.JobID, version uint64) (*job.Version, error) {
 	if v := s.state.View().Version(id, version); v != nil {

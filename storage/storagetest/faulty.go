@@ -39,6 +39,7 @@ const (
 	Load       Method = "Load"
 	Live       Method = "Live"
 	LiveOfJob  Method = "LiveOfJob"
+	Heads      Method = "Heads"
 	GetRun     Method = "Run"
 	Runs       Method = "Runs"
 	Attempts   Method = "Attempts"
@@ -192,6 +193,11 @@ func (f *Faulty) Load(ctx context.Context, ids []job.RunID) ([]*job.Run, error) 
 // Live implements storage.Store.
 func (f *Faulty) Live(ctx context.Context, after job.RunID, limit int) ([]*job.Run, error) {
 	return try(f, Live, func() ([]*job.Run, error) { return f.of.Live(ctx, after, limit) })
+}
+
+// Heads implements storage.Store.
+func (f *Faulty) Heads(ctx context.Context, afterNamespace, afterName string, limit int) ([]job.JobHead, error) {
+	return try(f, Heads, func() ([]job.JobHead, error) { return f.of.Heads(ctx, afterNamespace, afterName, limit) })
 }
 
 // LiveOfJob implements storage.Store.
