@@ -16,7 +16,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 VCS = $(if $(shell git rev-parse HEAD 2>/dev/null),auto,false)
 
 .DEFAULT_GOAL := help
-.PHONY: help build run deps test race lint bench generate clean
+.PHONY: help build run deps test race lint bench bench-system generate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ lint: ## Check format, vet and staticcheck (settings: staticcheck.conf)
 
 bench: ## Run the benchmarks
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -benchtime $(BENCHTIME) -timeout 60m -p 1 $(PKG)
+
+bench-system: build ## Measure a node and a worker as a whole; ARGS='cron --quick' are for muster bench
+	bin/muster bench $(ARGS)
 
 generate: ## Generate the protocols' Go code again; needs protoc (protobuf-compiler)
 	@command -v protoc >/dev/null || { echo 'protoc is missing: install it with your system (Debian: apt-get install protobuf-compiler), then try again.' >&2; exit 1; }

@@ -195,10 +195,22 @@ type costs struct {
 	at                      time.Time
 	node, worker, generator usage
 	machine                 float64
+	mended                  float64
 }
 
 func (r *rig) costs(ctx context.Context) costs {
-	return costs{time.Now(), r.nodeUsage(ctx), processUsage(r.worker.cmd.Process.Pid), processUsage(os.Getpid()), machineCPU()}
+	c := costs{node: r.nodeUsage(ctx), worker: processUsage(r.worker.cmd.Process.Pid), generator: processUsage(os.Getpid()),
+		machine: machineCPU(), mended: math.NaN()}
+	if m, err := r.metrics(ctx); err == nil {
+		c.mended = 0
+		for k, v := range m {
+			if strings.HasPrefix(k, "muster_reconciled_total{") {
+				c.mended += v
+			}
+		}
+	}
+	c.at = time.Now()
+	return c
 }
 
 // charge adds what was used since c, per run if runs were done.
@@ -214,6 +226,8 @@ func (r *rig) charge(ctx context.Context, what string, c costs, runs int) {
 		r.set(what+"worker CPU per run", "us", worker/float64(runs)*1e6)
 	}
 	r.set(what+"others on the machine", "cores", max(0, now.machine-c.machine-node-worker-generator)/seconds)
+	// What a hint should have told and the reconciler had to find, seconds later: the usual reason for a long maximum.
+	r.set(what+"mended by the reconciler", "runs", now.mended-c.mended)
 	r.set(what+"node peak RSS", "MB", now.node.peak/1e6)
 	r.set(what+"worker peak RSS", "MB", now.worker.peak/1e6)
 }
