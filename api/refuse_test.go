@@ -344,6 +344,29 @@ func TestTheServerSpeaksHTTP2WithoutTLS(t *testing.T) {
 	}
 }
 
+// A node that has not replayed its log yet knows less than what it has promised.
+func TestOnceANodeHasStarted(t *testing.T) {
+	b := newBench(t)
+	var started bool
+	h := Once(func() bool { return started }, b.api)
+	ask := func(path string) *httptest.ResponseRecorder {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+		return w
+	}
+	const accepted = "/v1/runs/0192f3a4-7c1e-7abc-8def-0123456789ab"
+	if w := ask(accepted); w.Code != 503 || w.Header().Get("Retry-After") == "" || w.Header().Get("Content-Type") != problemType {
+		t.Errorf("while the node starts: %d %q: %s", w.Code, w.Header(), w.Body)
+	}
+	if w := ask("/healthz"); w.Code != 200 {
+		t.Errorf("health of a node that starts: %d", w.Code)
+	}
+	started = true
+	if w := ask(accepted); w.Code != 404 {
+		t.Errorf("afterwards: %d", w.Code)
+	}
+}
+
 func TestLocalOnly(t *testing.T) {
 	b := newBench(t)
 	h := LocalOnly(b.api)

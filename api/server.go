@@ -93,6 +93,19 @@ func loopbackHost(hostport string) bool {
 	return err == nil && ip.Unmap().IsLoopback()
 }
 
+// Once refuses requests for data until started is true: before that a node knows only what its last snapshot
+// held, and would answer "not found" for what was accepted since (S7). Health, metrics and the console are let through.
+func Once(started func() bool, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/v1/") && !started() {
+			w.Header().Set("Retry-After", "1")
+			refuse(w, r, job.Errorf(job.Unavailable, "starting", "this node is starting and does not know yet all that the cluster has accepted; try again in a second"))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
 // refuse answers outside the router.
 func refuse(w http.ResponseWriter, r *http.Request, e *job.Error) {
 	rq := &request{ctx: r.Context(), w: &responseWriter{ResponseWriter: w}, r: r}
