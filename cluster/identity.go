@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 )
@@ -23,6 +24,10 @@ const (
 // dirLock keeps other processes out of a data directory for as long as it is open.
 type dirLock struct{ f *os.File }
 
+// lockPatience is how long a lock that is taken is tried again. A process that is killed while it starts a command leaves
+// its files open in the half-made child until that has become the command, so its successor may come a moment too early.
+const lockPatience = time.Second
+
 // lockDir creates the directory if need be and locks it.
 func lockDir(dir string) (*dirLock, error) {
 	if err := os.MkdirAll(filepath.Join(dir, raftDir), 0o700); err != nil {
@@ -33,7 +38,11 @@ func lockDir(dir string) (*dirLock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open lock file: %w", err)
 	}
-	if err := flock(f); err != nil {
+	err = flock(f)
+	for end := time.Now().Add(lockPatience); errors.Is(err, errLocked) && time.Now().Before(end); err = flock(f) {
+		time.Sleep(10 * time.Millisecond) // nobody tells when a lock is free
+	}
+	if err != nil {
 		owner, _ := os.ReadFile(path)
 		_ = f.Close()
 		if !errors.Is(err, errLocked) {
