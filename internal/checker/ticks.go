@@ -86,18 +86,19 @@ func (j *judge) ticks(jb *Job) {
 
 func tickName(jb *Job, at job.Instant) string { return fmt.Sprintf("%s at %s", jb.Name, at) }
 
-// from judges that a version came into effect while somebody asked for it: not later, or ticks would vanish between two
-// versions without being missed by anyone.
+// from judges that a version came into effect while somebody first asked for it: not later, or ticks would vanish between
+// two versions without being missed by anyone. Asking again for what is there already changes nothing.
 func (j *judge) from(jb *Job) {
+	first := map[uint64]*Op{}
 	for i := range j.h.Ops {
 		op := &j.h.Ops[i]
-		if op.Kind != Put || op.Outcome != OK || op.Job != jb.Name {
-			continue
+		if op.Kind == Put && op.Outcome == OK && op.Job == jb.Name && (first[op.Version] == nil || op.Asked < first[op.Version].Asked) {
+			first[op.Version] = op
 		}
-		for _, v := range jb.Versions {
-			if v.Version == op.Version && (v.From < op.Before || v.From > op.After) {
-				j.broken(TickFrom, jb.Name, "version %d is from %s; it was asked for at %s and answered as in effect at %s", v.Version, v.From, op.Before, op.After)
-			}
+	}
+	for _, v := range jb.Versions {
+		if op := first[v.Version]; op != nil && (v.From < op.Before || v.From > op.After) {
+			j.broken(TickFrom, jb.Name, "version %d is from %s; it was asked for at %s and answered as in effect at %s", v.Version, v.From, op.Before, op.After)
 		}
 	}
 }

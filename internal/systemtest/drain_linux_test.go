@@ -1,7 +1,6 @@
 package systemtest
 
 import (
-	"cmp"
 	"context"
 	"slices"
 	"sync"
@@ -149,34 +148,4 @@ func each[T any](all []T, do func(T)) {
 		})
 	}
 	wg.Wait()
-}
-
-// gaps is, of each kill, how long it took until a command started again.
-func gaps(h *checker.History) []time.Duration {
-	var starts []checker.Moment
-	for _, w := range h.Work {
-		if w.Event == checker.Start {
-			starts = append(starts, w.At)
-		}
-	}
-	slices.Sort(starts)
-	var all []time.Duration
-	for _, l := range h.Lives {
-		if l.Kill == 0 {
-			continue
-		}
-		if i, _ := slices.BinarySearch(starts, l.Dead); i < len(starts) {
-			all = append(all, time.Duration(starts[i]-l.Kill))
-		}
-	}
-	return all
-}
-
-// quantiles are the middle and the last.
-func quantiles(all []time.Duration) (middle, last time.Duration) {
-	if len(all) == 0 {
-		return 0, 0
-	}
-	all = slices.SortedFunc(slices.Values(all), cmp.Compare[time.Duration])
-	return all[len(all)/2].Round(time.Millisecond), all[len(all)-1].Round(time.Millisecond)
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"flag"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/musterhq/muster/internal/checker"
 	"github.com/musterhq/muster/job"
+	"github.com/musterhq/muster/job/timetable"
 )
 
 var (
@@ -54,10 +54,10 @@ func TestKill(t *testing.T) {
 	rec := newRecorder(t, dir)
 	s := newServer(t, buildMuster(t, t.TempDir()), dir, rec)
 	s.start()
-	s.ready(time.Minute)
 
 	k := &killing{t: t, dir: dir, server: s, rec: rec, rand: rand.New(rand.NewPCG(*seed, 99)), docs: documents(dir, *jobs)}
 	l := newLoad(t, dir, s.url(), rec, k.docs)
+	k.ready(time.Minute)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	put(ctx, t, l.sdk, rec, manual(dir))
@@ -80,7 +80,8 @@ func TestKill(t *testing.T) {
 	// What all clients saw in the end must be there after one more kill, too.
 	d.observe()
 	k.kill()
-	k.restart(time.Minute)
+	s.start()
+	k.ready(time.Minute)
 	d.read()
 	s.stop()
 
@@ -105,55 +106,44 @@ type killing struct {
 	rand   *rand.Rand
 	docs   []*job.Document
 
-	kills       int
-	beforeReady int
-	orphans     int // processes that outlived a kill, until the next life removed them
-	restarts    []time.Duration
+	kills    int
+	early    int // of them before the process was ready
+	orphans  int // processes that outlived a kill, until the next life removed them
+	restarts []time.Duration
 }
 
-// run kills n times: some seconds after a restart, right after it was ready, or before, and sometimes waits for longer
-// than a tick may be late, so that catch-up decides.
+// run kills n times: some seconds after a restart, within the first second, or before it is ready; and a few times it
+// stays away for longer than a tick may be late, so that catch-up decides.
 func (k *killing) run(n int) {
 	for i := range n {
-		switch c := k.rand.IntN(10); {
-		case i > 0 && c < 2: // within the first second
-			wait(time.Duration(k.rand.IntN(1000)) * time.Millisecond)
-		case i > 0 && c < 4: // while it starts
-			if !k.restartedWithin(time.Duration(20+k.rand.IntN(300)) * time.Millisecond) {
-				k.beforeReady++
-			}
-		default:
-			k.restartedWithin(time.Minute)
+		mode := k.rand.IntN(10)
+		switch {
+		case i == 0 || mode >= 4:
+			k.ready(time.Minute)
 			wait(2*time.Second + time.Duration(k.rand.IntN(5000))*time.Millisecond)
+		case mode >= 2:
+			k.ready(time.Minute)
+			wait(time.Duration(k.rand.IntN(1000)) * time.Millisecond)
+		default:
+			if !k.ready(time.Duration(10+k.rand.IntN(400)) * time.Millisecond) {
+				k.early++
+			}
 		}
 		k.kill()
 		if i%10 == 5 {
-			wait(13 * time.Second) // timetable.Grace is 10 s
+			wait(timetable.Grace + 3*time.Second)
 		}
 		k.server.start()
-		if i+1 < n && k.rand.IntN(5) == 0 {
-			continue // the next kill may come before it is ready
-		}
-		k.restart(time.Minute)
 	}
-	if k.server.life.Ready == 0 {
-		k.restart(time.Minute)
-	}
+	k.ready(time.Minute)
 	wait(3 * time.Second) // what the last restart made must be seen to work
 }
 
 // wait lets the system run: the passing of time is what is tested here, nothing is waited for.
 func wait(d time.Duration) { <-time.After(d) }
 
-func (k *killing) restartedWithin(d time.Duration) bool {
-	return k.server.life.Ready != 0 || k.restart(d)
-}
-
-// restart waits until the process is ready, starting it if none runs, and measures.
-func (k *killing) restart(limit time.Duration) bool {
-	if k.server.cmd == nil {
-		k.server.start()
-	}
+// ready waits until the process is ready, and measures how long it took to be.
+func (k *killing) ready(limit time.Duration) bool {
 	if !k.server.ready(limit) {
 		return false
 	}
@@ -174,24 +164,5 @@ func (k *killing) kill() {
 		if b, err := os.ReadFile(name); err == nil && bytes.Contains(b, beside) { // else it is gone
 			k.orphans++
 		}
-	}
-}
-
-// print says in a few lines what happened.
-func print(t *testing.T, k *killing, h *checker.History, r *checker.Report) {
-	gap50, gapMax := quantiles(gaps(h))
-	ready50, readyMax := quantiles(k.restarts)
-	for _, row := range [][2]string{
-		{"kills", fmt.Sprintf("%d, %d of them before the process was ready", k.kills, k.beforeReady)},
-		{"submissions", fmt.Sprintf("%d accepted, %d unknown, %d refused; %d keys used again; %d cancels", r.Accepted, r.Unknown, r.Refused, r.Keys, r.Cancels)},
-		{"ticks", fmt.Sprintf("%d due: %d run, %d skipped, %d coalesced, %d missed", r.Due, r.Decided[job.TickRun], r.Decided[job.TickSkipped], r.Decided[job.TickCoalesced], r.Decided[job.TickMissed])},
-		{"runs", strconv.Itoa(r.Runs)},
-		{"starts", fmt.Sprintf("%d; cut off by a kill %d; again after a recorded loss %d, after a failure %d", r.Starts, r.Cut, r.AfterLoss, r.AfterFailure)},
-		{"orphans", fmt.Sprintf("%d alive after a kill", k.orphans)},
-		{"restart to ready", fmt.Sprintf("p50 %s, max %s", ready50, readyMax)},
-		{"kill to first start", fmt.Sprintf("p50 %s, max %s", gap50, gapMax)},
-		{"violations", fmt.Sprintf("%d", len(r.Violations))},
-	} {
-		t.Logf("%-20s %s", row[0]+":", row[1])
 	}
 }
