@@ -9,6 +9,7 @@ HTTP     ?= 127.0.0.1:8080
 PARALLEL ?= 2
 BENCH    ?= .
 BENCHTIME ?= 1s
+KILLS    ?= 20
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # The go tool writes the revision into the binary, for `muster version`. It fails where git does not answer for the tree
@@ -16,13 +17,13 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 VCS = $(if $(shell git rev-parse HEAD 2>/dev/null),auto,false)
 
 .DEFAULT_GOAL := help
-.PHONY: help build run deps test race lint bench bench-system generate clean
+.PHONY: help build run deps test race lint bench load generate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo 'PKG=./job/... narrows test, race, lint and bench. BENCH=REGEXP and BENCHTIME=1x are for bench,'
-	@echo 'DATA=DIR and HTTP=HOST:PORT for run.'
+	@echo 'DATA=DIR and HTTP=HOST:PORT for run, KILLS=N for chaos.'
 
 build: ## Build bin/muster, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(VCS) -o bin/muster ./cmd/muster
@@ -46,6 +47,9 @@ race: ## Run all tests under the race detector; needs a C compiler
 	@if $(missing); then $(MAKE) --no-print-directory deps; fi
 	CGO_ENABLED=1 $(GO) test -race -timeout 20m -p $(PARALLEL) $(PKG)
 
+chaos: ## Kill -9 a real process under load, KILLS times, and judge what is left
+	$(GO) test ./internal/systemtest -run '^TestKill$$' -count 1 -v -timeout 60m -kills $(KILLS)
+
 lint: ## Check format, vet and staticcheck (settings: staticcheck.conf)
 	@unformatted=$$(gofmt -l .); \
 		if [ -n "$$unformatted" ]; then echo "gofmt would change:"; echo "$$unformatted"; exit 1; fi
@@ -55,7 +59,7 @@ lint: ## Check format, vet and staticcheck (settings: staticcheck.conf)
 bench: ## Run the benchmarks
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -benchtime $(BENCHTIME) -timeout 60m -p 1 $(PKG)
 
-bench-system: build ## Measure a node and a worker as a whole; ARGS='cron --quick' are for muster bench
+load: build ## Measure a node and a worker on this machine; ARGS='cron --quick' are for muster bench
 	bin/muster bench $(ARGS)
 
 generate: ## Generate the protocols' Go code again; needs protoc (protobuf-compiler)
