@@ -3,6 +3,8 @@ package load
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 )
@@ -45,6 +47,7 @@ func (b *bench) latencyAt(ctx context.Context, rate int) error {
 	}
 	c := r.costs(ctx)
 	var p *paced
+	probe := b.probeDisk(ctx)
 	err = b.profiled(ctx, fmt.Sprintf("latency%d", rate), func() error {
 		if p, err = s.pace(ctx, n, rate); err != nil {
 			return err
@@ -52,6 +55,7 @@ func (b *bench) latencyAt(ctx context.Context, rate int) error {
 		_, err = r.settled(ctx, s, n, from, before)
 		return err
 	}, r.node, r.worker)
+	syncs := probe()
 	if err != nil {
 		return err
 	}
@@ -65,12 +69,45 @@ func (b *bench) latencyAt(ctx context.Context, rate int) error {
 	b.spread(what+"submit to start", starts)
 	b.spread(what+"submit to answer", p.answered)
 	b.spread(what+"sent too late", p.late)
+	b.spread(what+"sync of a page", syncs)
 	b.set(what+"runs never started", "runs", float64(n-len(starts)))
 	if n != len(starts) {
 		b.warn("%d runs were due at %d a second, and %d starts were seen", n, rate, len(starts))
 	}
 	r.charge(ctx, what, c, n)
 	return nil
+}
+
+// probeDisk writes and syncs a page of a file of its own 50 times a second, and answers how long that took when it is told
+// to stop: an answer needs a sync of the log, so this is the part of a latency that is the machine's.
+func (b *bench) probeDisk(ctx context.Context) (stop func() []time.Duration) {
+	ctx, cancel := context.WithCancel(ctx)
+	var took []time.Duration
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f, err := os.Create(filepath.Join(b.base, "probe"))
+		if err != nil {
+			return
+		}
+		defer f.Close()
+		page := make([]byte, 4096)
+		for sleepContext(ctx, 20*time.Millisecond) {
+			begin := time.Now()
+			if _, err := f.WriteAt(page, 0); err != nil {
+				return
+			}
+			if err := f.Sync(); err != nil {
+				return
+			}
+			took = append(took, time.Since(begin))
+		}
+	}()
+	return func() []time.Duration {
+		cancel()
+		<-done
+		return took
+	}
 }
 
 // paced is what became of a sequence of submissions.
