@@ -7,11 +7,16 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/musterhq/muster/job"
 )
+
+// lockPatience is how long a lock that is taken is tried again. An agent that is killed while it starts a command leaves
+// its files open in the half-made child until that has become the command, so its successor may come a moment too early.
+const lockPatience = time.Second
 
 // lockDataDir makes the directory if need be and locks it until unlock is called or the process ends, however it ends. The
 // kernel holds the lock, so nothing is left behind by a crash.
@@ -23,7 +28,12 @@ func lockDataDir(dir string) (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock the data directory: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	lock := func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
+	err = lock()
+	for end := time.Now().Add(lockPatience); errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(end); err = lock() {
+		time.Sleep(10 * time.Millisecond) // nobody tells when a lock is free
+	}
+	if err != nil {
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, job.Errorf(job.Conflict, "data_dir_locked",
