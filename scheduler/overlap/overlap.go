@@ -99,7 +99,9 @@ func (t *Tracker) Done(ctx context.Context, r *job.Run) (release job.RunID, err 
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	a = t.jobs[r.JobID]
+	if a = t.jobs[r.JobID]; a == nil {
+		return job.RunID{}, nil // forgotten meanwhile: who asks next reads it
+	}
 	a.runs = slices.DeleteFunc(a.runs, func(id job.RunID) bool { return id == r.ID })
 	if a.waiting == r.ID {
 		a.waiting = job.RunID{}
