@@ -96,10 +96,8 @@ func Begin(ctx context.Context, c Config) (*Term, error) {
 	t.reconciler.Init()
 	t.schedules = &reconcile.Schedules{Definitions: c.Store, Marks: c.Control, Logger: c.Logger, Mended: c.Metrics.mended}
 	t.clock.Load()
-	for !t.clock.Settled() {
-		if _, err := t.clock.StepStore(ctx); err != nil {
-			return nil, fmt.Errorf("store the ticks that an earlier leader decided: %w", err)
-		}
+	if err := t.clock.Recover(ctx); err != nil {
+		return nil, fmt.Errorf("store the ticks that an earlier leader decided: %w", err)
 	}
 	return t, nil
 }

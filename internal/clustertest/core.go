@@ -287,6 +287,9 @@ func (l *Log) Propose(ctx context.Context, commands ...fsm.Command) ([]fsm.Resul
 	if err := ctx.Err(); err != nil {
 		return nil, &job.Error{Code: job.Unavailable, Message: "the caller is gone", Cause: err}
 	}
+	if n := fsm.Size(commands...); n > cluster.MaxProposalBytes {
+		return nil, job.Errorf(job.Invalid, "too_large", "the request needs a log entry of %d bytes", n)
+	}
 	l.mu.Lock()
 	delay, how := l.delay, NoFailure
 	if l.fail != nil {

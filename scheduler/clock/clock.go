@@ -9,6 +9,7 @@
 package clock
 
 import (
+	"bytes"
 	"container/heap"
 	"context"
 	"encoding/json"
@@ -68,6 +69,8 @@ type Clock struct {
 	due  byNext
 	read map[string]*timetable.Timetable // by the schedule's text: many jobs share one
 
+	room int // how many ticks are stored at once: less than maxTicks while the store has little room
+
 	mu       sync.Mutex
 	unstored []job.Tick
 	stored   []job.TickKey
@@ -83,7 +86,7 @@ type entry struct {
 
 // Load reads all marks, and the decisions that no store has. It is called once, before Run.
 func (c *Clock) Load() {
-	c.toStore = make(chan struct{}, 1)
+	c.toStore, c.room = make(chan struct{}, 1), maxTicks
 	c.read = map[string]*timetable.Timetable{}
 	c.Control.TakeScheduleChanges() // all of it is read now
 	marks := c.Control.Marks()
@@ -247,6 +250,11 @@ func (c *Clock) Step(ctx context.Context) (int, error) {
 			c.restore(batch)
 			return 0, err // overlap cannot be known: the ticks stay due
 		}
+		if len(batch) > 1 && len(ticks)+len(decided) > maxTicks {
+			batch = batch[:len(batch)-1]
+			c.arm(e) // one entry holds no more than that, or what one job owes
+			break
+		}
 		ticks = append(ticks, decided...)
 		marks = append(marks, job.MarkMove{JobID: e.mark.JobID, Version: e.mark.Version, At: now})
 	}
@@ -258,11 +266,7 @@ func (c *Clock) Step(ctx context.Context) (int, error) {
 	recorded, err := c.Control.Decide(ctx, c.Epoch, ticks, marks, stored)
 	if err != nil {
 		c.putBackStored(stored)
-		if job.CodeOf(err) == job.Unknown {
-			c.reload(batch)
-		} else {
-			c.restore(batch)
-		}
+		c.reload(batch)
 		return 0, err
 	}
 	for _, e := range batch {
@@ -288,11 +292,7 @@ func (c *Clock) note(recorded []job.Tick) {
 		if t.Disposition != job.TickRun {
 			continue
 		}
-		r := &job.Run{ID: t.RunID(), JobID: t.JobID, Trigger: job.ByTick, State: job.Queued}
-		if t.Waiting {
-			r.State, r.Reason = job.Waiting, job.OverlapQueued
-		}
-		born = append(born, r)
+		born = append(born, unborn(t))
 	}
 	c.Overlap.Born(born)
 	c.mu.Lock()
@@ -304,7 +304,7 @@ func (c *Clock) note(recorded []job.Tick) {
 	}
 }
 
-// restore makes entries due again after a decision that did not happen.
+// restore makes entries due again that nothing was decided of.
 func (c *Clock) restore(batch []*entry) {
 	for _, e := range batch {
 		if c.jobs[e.mark.JobID] == e {
@@ -313,11 +313,15 @@ func (c *Clock) restore(batch []*entry) {
 	}
 }
 
-// reload finds out what a decision of unknown outcome did.
+// reload finds out what a decision did that failed: nothing, all of it, or, when it was cut into several entries, a part.
+// Marks and decisions are taken from Raft: ticks that were decided must not be decided again from an old mark, because a
+// range that grew meanwhile has the key of the one that is there.
 func (c *Clock) reload(batch []*entry) {
 	for _, e := range batch {
 		if m, ok := c.Control.Mark(e.mark.JobID); ok {
 			c.put(m)
+		} else {
+			c.drop(e.mark.JobID)
 		}
 	}
 	known := map[job.TickKey]bool{}
@@ -362,35 +366,89 @@ func (c *Clock) RunStore(ctx context.Context) error {
 	}
 }
 
-// StepStore stores one batch of decided ticks and tells how many.
+// Recover stores what an earlier leader decided and could not store. What a full store has no room for is left to
+// RunStore, and counts for overlap from now on: the term must begin all the same, for nothing else makes room.
+func (c *Clock) Recover(ctx context.Context) error {
+	for {
+		n, err := c.StepStore(ctx)
+		switch {
+		case job.CodeOf(err) == job.Exhausted:
+			return c.remember(ctx)
+		case err != nil:
+			return err
+		case n == 0:
+			return nil
+		}
+	}
+}
+
+// remember has decisions count for overlap that no store has.
+func (c *Clock) remember(ctx context.Context) error {
+	c.mu.Lock()
+	ticks := c.unstored
+	c.mu.Unlock()
+	for i := range ticks {
+		if ticks[i].Disposition != job.TickRun {
+			continue
+		}
+		if _, _, err := c.Overlap.Active(ctx, ticks[i].JobID); err != nil {
+			return err
+		}
+		c.Overlap.Born([]*job.Run{unborn(&ticks[i])})
+	}
+	return nil
+}
+
+// unborn is of a decided tick's run what overlap asks about.
+func unborn(t *job.Tick) *job.Run {
+	r := &job.Run{ID: t.RunID(), JobID: t.JobID, Trigger: job.ByTick, State: job.Queued}
+	if t.Waiting {
+		r.State, r.Reason = job.Waiting, job.OverlapQueued
+	}
+	return r
+}
+
+// StepStore stores one batch of decided ticks and tells how many. All of it may be repeated, and is until all of it is
+// done: Raft is not told that the store has a tick before the runs that it replaces are cancelled.
 func (c *Clock) StepStore(ctx context.Context) (int, error) {
 	c.mu.Lock()
-	batch := c.unstored[:min(len(c.unstored), maxTicks)]
+	batch := c.unstored[:min(len(c.unstored), c.room)]
 	c.mu.Unlock()
 	if len(batch) == 0 {
 		return 0, nil
 	}
 	runs, err := c.Store.StoreTicks(ctx, c.Epoch, batch)
+	if job.CodeOf(err) == job.Exhausted {
+		c.room = max(1, len(batch)/2) // where few fit, few are stored: single births must not take all room for ever
+	}
 	if err != nil {
 		return 0, err
 	}
+	c.room = min(2*c.room, maxTicks)
+	born := runs[:0:0]
+	for i, r := range runs {
+		switch {
+		case r != nil && !r.State.Terminal():
+			born = append(born, r)
+		case batch[i].Disposition == job.TickRun:
+			// It ended already, or never came to be because its version is gone: no end of it will be seen. If a run
+			// waited for it, the reconciler releases that.
+			if _, err := c.Overlap.Done(ctx, unborn(&batch[i])); err != nil {
+				return 0, err
+			}
+		}
+	}
+	c.Born(born)
+	if err := c.replace(ctx, batch); err != nil {
+		return 0, err
+	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	for i := range batch {
 		c.stored = append(c.stored, batch[i].Key())
 	}
 	if c.unstored = c.unstored[len(batch):]; len(c.unstored) == 0 {
 		c.unstored = nil
-	}
-	c.mu.Unlock()
-	born := runs[:0:0]
-	for _, r := range runs {
-		if r != nil {
-			born = append(born, r)
-		}
-	}
-	c.Born(born)
-	if err := c.replace(ctx, batch); err != nil {
-		c.Logger.Warn("cancelling replaced runs", "err", err) // their successors wait for them
 	}
 	return len(batch), nil
 }
@@ -411,24 +469,19 @@ func (c *Clock) replace(ctx context.Context, stored []job.Tick) error {
 		if err != nil {
 			return err
 		}
+		own := t.RunID()
 		for _, id := range runs {
-			if id == t.RunID() {
-				break
+			// By the ids, which are in the order of the ticks: of a tick that is stored again the run may have ended, and
+			// those that are left are its successors.
+			if bytes.Compare(id[:], own[:]) < 0 {
+				earlier = append(earlier, id)
 			}
-			earlier = append(earlier, id)
 		}
 	}
 	if len(earlier) == 0 {
 		return nil
 	}
 	return c.Replace(ctx, earlier)
-}
-
-// Settled tells whether every decision is in the store.
-func (c *Clock) Settled() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.unstored) == 0
 }
 
 func (c *Clock) takeStored() []job.TickKey {
