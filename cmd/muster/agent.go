@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"os"
-	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -101,16 +99,29 @@ func (c *cli) worker(ctx context.Context, f workerFlags) error {
 	if len(f.join) == 0 {
 		return usageErrorf("--join: a worker needs the addresses of the nodes; write --join A,B,C (or try `muster dev`, which brings a worker along)")
 	}
-	o := app.WorkerOptions{Name: f.name, Join: withScheme(f.join), Slots: f.slots, Version: thisBuild().Version, Logger: logger}
+	o := app.WorkerOptions{Name: f.name, Slots: f.slots, Version: thisBuild().Version, Logger: logger}
+	if o.Join, err = nodeAddresses("join", f.join); err != nil {
+		return err
+	}
 	o.Attached = func(address string) {
 		logger.Info("worker joined", "worker", f.name, "node", address)
 	}
 	if o.Labels, err = parseLabels("label", f.labels); err != nil {
 		return err
 	}
+	if f.slots < 0 || f.slots > job.MaxSlots {
+		return usageErrorf("--slots: %d is out of range; use 1 to %d", f.slots, job.MaxSlots)
+	}
+	if o.DataDir, err = c.dataDir(f.data, "worker-"+f.name); err != nil {
+		return err
+	}
+	// What is wrong is said before the worker begins to look for a node, which may take for ever.
 	if len(f.exec) > 0 {
 		x := made(&o.Exec)
-		x.Allow, x.AllowUsers, x.AllowEnv, x.AllowEnvFiles = f.exec, f.users, f.envVars, f.envFiles
+		x.Allow, x.AllowUsers, x.AllowEnv, x.AllowEnvFiles, x.DataDir = f.exec, f.users, f.envVars, f.envFiles, o.DataDir
+		if err := x.Validate(); err != nil {
+			return flagOf(err)
+		}
 	} else if len(f.users)+len(f.envVars)+len(f.envFiles) > 0 {
 		return usageErrorf("--allow-exec is missing; without it no command is run, as whatever user")
 	} else {
@@ -119,27 +130,25 @@ func (c *cli) worker(ctx context.Context, f workerFlags) error {
 	if !f.noHTTP {
 		h := made(&o.HTTP)
 		h.AllowPrivate, h.AllowHosts = f.httpPrivate, f.httpHosts
+		if err := h.Validate(); err != nil {
+			return flagOf(err)
+		}
 	}
-	if o.DataDir, err = c.dataDir(f.data, "worker-"+f.name); err != nil {
-		return err
-	}
+	defer c.sayStopping(ctx)()
 	return processError(app.RunWorker(ctx, o))
+}
+
+// flagOf names the flag that a setting came from.
+func flagOf(err error) error {
+	e := *job.AsError(err)
+	if flag, ok := map[string]string{"Allow": "allow-exec", "AllowEnv": "allow-env", "AllowEnvFiles": "allow-env-file", "AllowHosts": "allow-http-host"}[e.Field]; ok {
+		e.Field = "--" + flag
+	}
+	return &e
 }
 
 // made makes what a setting points to. Its type is package worker's, which this package may not know by name.
 func made[T any](setting **T) *T {
 	*setting = new(T)
 	return *setting
-}
-
-// withScheme lets addresses be written without it, as for clients.
-func withScheme(addresses []string) []string {
-	out := slices.Clone(addresses)
-	for i, a := range out {
-		if a = strings.TrimRight(strings.TrimSpace(a), "/"); !strings.Contains(a, "://") {
-			a = "http://" + a
-		}
-		out[i] = a
-	}
-	return out
 }

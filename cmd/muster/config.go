@@ -68,13 +68,25 @@ func (c *cli) checkAddresses() error {
 	if len(c.addresses) == 0 {
 		return usageErrorf("--address: the address of a node is missing; write one such as http://127.0.0.1:8080")
 	}
-	for i, a := range withScheme(c.addresses) {
-		if u, err := url.Parse(a); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-			return usageErrorf("--address: %q is not the address of a node; write one such as http://127.0.0.1:8080", clip(a, 128))
+	var err error
+	c.addresses, err = nodeAddresses("address", c.addresses)
+	return err
+}
+
+// nodeAddresses completes addresses of nodes, which may be written without their scheme.
+func nodeAddresses(flag string, given []string) ([]string, error) {
+	out := slices.Clone(given)
+	for i, a := range given {
+		a = strings.TrimRight(strings.TrimSpace(a), "/")
+		if !strings.Contains(a, "://") {
+			a = "http://" + a
 		}
-		c.addresses[i] = a
+		if u, err := url.Parse(a); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.Path != "" || u.RawQuery != "" {
+			return nil, usageErrorf("--%s: %q is not the address of a node; write one such as http://127.0.0.1:8080", flag, clip(given[i], 128))
+		}
+		out[i] = a
 	}
-	return nil
+	return out, nil
 }
 
 // configure reads file and environment into the flags of cmd.

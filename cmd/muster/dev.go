@@ -69,7 +69,23 @@ func (c *cli) dev(ctx context.Context, f devFlags) error {
 	if !f.noWorker {
 		o.Worker = &app.WorkerOptions{Slots: f.workerSlots}
 	}
+	defer c.sayStopping(ctx)()
 	return processError(app.Run(ctx, o))
+}
+
+// sayStopping tells whoever stops a process that it was heard: work that runs may take its time. The returned function ends
+// that.
+func (c *cli) sayStopping(ctx context.Context) (stop func()) {
+	told := make(chan struct{})
+	forget := context.AfterFunc(ctx, func() {
+		defer close(told)
+		c.say("stopping, when what runs has ended or is given back; Ctrl-C again stops at once")
+	})
+	return func() {
+		if !forget() { // it speaks, or has spoken
+			<-told
+		}
+	}
 }
 
 // devBanner says where the node is and what to try. It goes to stdout, so that it can be waited for; logs go to stderr.

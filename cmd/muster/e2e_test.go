@@ -446,7 +446,7 @@ func TestWorkersAndCluster(t *testing.T) {
 	if c := <-code; c != exitOK {
 		t.Errorf("the worker's exit code is %d: %s", c, logs)
 	}
-	if r := n.stop(); r.code != exitOK || !strings.Contains(r.out, "with no worker, keeping its data in "+n.data) {
+	if r := n.stop(); r.code != exitOK || !strings.Contains(r.out, "with no worker, keeping its data in "+n.data) || !strings.Contains(r.err, "stopping, when what runs has ended") {
 		t.Errorf("muster dev: %+v", r)
 	}
 }

@@ -41,6 +41,7 @@ func (c *cli) jobListCommand() *cobra.Command {
 	}
 	cmd.Flags().StringArrayVarP(&labels, "label", "l", nil, "only with the label `KEY=VALUE`; can be repeated, all must match")
 	cmd.Flags().IntVar(&limit, "limit", 1000, "at most `N` jobs; 0 for all")
+	ofOneCall(cmd.Flags(), "label")
 	return cmd
 }
 

@@ -330,6 +330,9 @@ func (c *cli) wait(ctx context.Context, k *client.Client, id job.RunID, most tim
 		waiting, cancel = context.WithTimeout(ctx, most)
 		defer cancel()
 	}
+	if c.human() && isTerminal(c.stderr) {
+		c.say("waiting for the run %s; Ctrl-C leaves it going", id)
+	}
 	r, err := k.Wait(waiting, id)
 	switch {
 	case ctx.Err() != nil:
