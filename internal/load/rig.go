@@ -195,20 +195,13 @@ type costs struct {
 	at                      time.Time
 	node, worker, generator usage
 	machine                 float64
-	mended                  float64
+	metrics                 map[string]float64
 }
 
 func (r *rig) costs(ctx context.Context) costs {
 	c := costs{node: r.nodeUsage(ctx), worker: processUsage(r.worker.cmd.Process.Pid), generator: processUsage(os.Getpid()),
-		machine: machineCPU(), mended: math.NaN()}
-	if m, err := r.metrics(ctx); err == nil {
-		c.mended = 0
-		for k, v := range m {
-			if strings.HasPrefix(k, "muster_reconciled_total{") {
-				c.mended += v
-			}
-		}
-	}
+		machine: machineCPU()}
+	c.metrics, _ = r.metrics(ctx) // without them the figures that need them are left out
 	c.at = time.Now()
 	return c
 }
@@ -226,10 +219,24 @@ func (r *rig) charge(ctx context.Context, what string, c costs, runs int) {
 		r.set(what+"worker CPU per run", "us", worker/float64(runs)*1e6)
 	}
 	r.set(what+"others on the machine", "cores", max(0, now.machine-c.machine-node-worker-generator)/seconds)
-	// What a hint should have told and the reconciler had to find, seconds later: the usual reason for a long maximum.
-	r.set(what+"mended by the reconciler", "runs", now.mended-c.mended)
 	r.set(what+"node peak RSS", "MB", now.node.peak/1e6)
 	r.set(what+"worker peak RSS", "MB", now.worker.peak/1e6)
+	if c.metrics == nil || now.metrics == nil {
+		return
+	}
+	grown := func(name string) float64 { return now.metrics[name] - c.metrics[name] }
+	mended := 0.0
+	for name := range now.metrics {
+		if strings.HasPrefix(name, "muster_reconciled_total{") {
+			mended += grown(name)
+		}
+	}
+	// The usual reasons for a long maximum: a hint that was lost, so that the reconciler found the run seconds later; a
+	// disk that was busy; and a snapshot.
+	r.set(what+"mended by the reconciler", "runs", mended)
+	r.set(what+"log writes", "writes", grown("muster_raft_log_write_seconds_count"))
+	r.set(what+"log writes over 100 ms", "writes", grown("muster_raft_log_write_seconds_count")-grown(`muster_raft_log_write_seconds_bucket{le="0.1"}`))
+	r.set(what+"snapshots", "snapshots", grown("muster_raft_snapshot_seconds_count"))
 }
 
 // ids makes ids that carry their number, so that a start can be matched without a table.
