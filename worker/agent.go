@@ -26,7 +26,7 @@ type Config struct {
 	// DataDir holds what must outlive the process: unacknowledged results, and which process groups run. The agent locks
 	// it. Required.
 	DataDir string
-	// Addresses are the base URLs of the nodes' APIs, such as https://10.0.0.1:7070. At least one.
+	// Addresses are the base URLs of the nodes' APIs, such as https://10.0.0.1:8080. At least one.
 	Addresses []string
 	// Labels are what selectors match.
 	Labels map[string]string
@@ -78,7 +78,7 @@ func (c *Config) Validate() error {
 	}
 	for _, a := range c.Addresses {
 		if u, err := url.Parse(a); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-			return job.InvalidField("join", "%.128q is not an address; write one such as https://10.0.0.1:7070", a)
+			return job.InvalidField("join", "%.128q is not an address; write one such as https://10.0.0.1:8080", a)
 		}
 	}
 	if c.Slots == 0 {

@@ -12,7 +12,7 @@ import (
 
 // Options of Run.
 type Options struct {
-	// Addresses are the base URLs of the nodes' APIs. Default: http://127.0.0.1:7070, where `muster dev` listens.
+	// Addresses are the base URLs of the nodes' APIs. Default: http://127.0.0.1:8080, where `muster dev` listens.
 	Addresses []string
 	// Name is the worker's, unique in the cluster. Default: the host's name.
 	Name string
@@ -37,7 +37,7 @@ type Options struct {
 // it in a goroutine.
 func Run(ctx context.Context, o Options) error {
 	if len(o.Addresses) == 0 {
-		o.Addresses = []string{"http://127.0.0.1:7070"}
+		o.Addresses = []string{"http://127.0.0.1:8080"}
 	}
 	if o.Name == "" {
 		host, err := os.Hostname()

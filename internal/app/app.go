@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -163,9 +164,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	if n.gateway, err = gateway.New(gateway.Config{Node: o.Name, Logger: o.Logger, Output: n.output, Registerer: n.registry}, nil); err != nil {
 		return err
 	}
-	listener, err := net.Listen("tcp", o.HTTP)
+	listener, err := listen(ctx, o.HTTP)
 	if err != nil {
-		return job.Errorf(job.Unavailable, "address", "the API cannot listen on %s (%v); choose another --http address", o.HTTP, err)
+		return err
 	}
 	n.url = "http://" + listener.Addr().String()
 	if err := n.buildAPI(); err != nil {
@@ -178,7 +179,6 @@ func Run(ctx context.Context, o Options) (err error) {
 	mux.Handle("/", api.Once(n.started.Load, n.api))
 	server := api.Server(api.ServerConfig{Handler: api.LocalOnly(mux), Logger: o.Logger})
 
-	// The listener stops first, the term and the worker after it; all of them before the cleanups.
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, run := errgroup.WithContext(run)
@@ -189,9 +189,15 @@ func Run(ctx context.Context, o Options) (err error) {
 		return nil
 	})
 	g.Go(func() error { return n.raft.Run(run, n.lead) })
-	if o.Worker != nil {
-		g.Go(func() error { return n.runWorker(run) })
-	}
+	work, stopWork := context.WithCancel(run)
+	worked := make(chan struct{})
+	g.Go(func() error {
+		defer close(worked)
+		if o.Worker == nil {
+			return nil
+		}
+		return n.runWorker(work)
+	})
 	g.Go(func() error {
 		if err := n.awaitReady(run); err != nil {
 			return err
@@ -207,7 +213,13 @@ func Run(ctx context.Context, o Options) (err error) {
 		case <-run.Done():
 		}
 		o.Logger.Info("stopping")
-		stop() // the worker gives back what it runs, and the term ends
+		stopWork()
+		select {
+		case <-worked:
+		case <-time.After(workerStopTimeout):
+			o.Logger.Warn("the node's own worker takes too long to stop; its runs are lost when their leases end")
+		}
+		stop()
 		end, cancel := context.WithTimeout(context.Background(), 15*time.Second)
 		defer cancel()
 		return errors.Join(n.gateway.Close(end), closeServer(end, server))
@@ -216,6 +228,24 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	return nil
+}
+
+// workerStopTimeout bounds the end of the node's own worker: its drain, the grace of what it stops, and its last results.
+const workerStopTimeout = ownDrainTimeout + job.LeaseKillGrace + 5*time.Second
+
+// listen opens the API's port. For a moment after a node was killed, a command that it was just starting can still hold
+// the port, between fork and exec; so a port in use is tried again for a second.
+func listen(ctx context.Context, address string) (net.Listener, error) {
+	for tries := 0; ; tries++ {
+		l, err := net.Listen("tcp", address)
+		if err == nil {
+			return l, nil
+		}
+		if tries == 10 || !errors.Is(err, syscall.EADDRINUSE) || ctx.Err() != nil {
+			return nil, job.Errorf(job.Unavailable, "address", "the API cannot listen on %s (%v); choose another --http address", address, err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 }
 
 // closeServer lets requests end for a moment and then ends them.

@@ -31,12 +31,17 @@ type WorkerOptions struct {
 	// but this machine's users, may execute everything.
 	Exec *worker.ExecConfig
 	HTTP *worker.HTTPConfig
+	// DrainTimeout is how long what runs may go on when the worker is told to stop; 0: 30 s, 5 s in a node's own worker.
+	DrainTimeout time.Duration
 	// Version is the binary's; Logger is required.
 	Version string
 	Logger  *slog.Logger
 	// Attached is told when the worker joined; may be nil.
 	Attached func(address string)
 }
+
+// ownDrainTimeout is short: whoever stops a node with a worker inside waits for it at a terminal.
+const ownDrainTimeout = 5 * time.Second
 
 // runWorker runs the node's own worker.
 func (n *node) runWorker(ctx context.Context) error {
@@ -54,6 +59,9 @@ func (n *node) runWorker(ctx context.Context) error {
 	if o.HTTP == nil {
 		o.HTTP = &worker.HTTPConfig{AllowPrivate: true}
 	}
+	if o.DrainTimeout == 0 {
+		o.DrainTimeout = ownDrainTimeout
+	}
 	return RunWorker(ctx, o)
 }
 
@@ -62,6 +70,13 @@ func (n *node) runWorker(ctx context.Context) error {
 func RunWorker(ctx context.Context, o WorkerOptions) error {
 	if o.Logger == nil {
 		return job.InvalidField("logger", "a logger is needed")
+	}
+	config := worker.Config{
+		Name: o.Name, DataDir: o.DataDir, Addresses: o.Join, Labels: o.Labels, Slots: o.Slots, Version: o.Version,
+		Exec: o.Exec, HTTP: o.HTTP, DrainTimeout: o.DrainTimeout, Logger: o.Logger,
+	}
+	if err := config.Validate(); err != nil { // before anybody waits for a node
+		return err
 	}
 	api, err := client.New(client.Config{Addresses: o.Join})
 	if err != nil {
@@ -72,10 +87,8 @@ func RunWorker(ctx context.Context, o WorkerOptions) error {
 	if err != nil || answer == nil {
 		return err
 	}
-	agent, err := worker.New(worker.Config{
-		Name: o.Name, DataDir: o.DataDir, Addresses: streams(o.Join, answer.Streams), Labels: o.Labels, Slots: o.Slots, Version: o.Version,
-		Exec: o.Exec, HTTP: o.HTTP, Logger: o.Logger,
-	})
+	config.Addresses = streams(o.Join, answer.Streams)
+	agent, err := worker.New(config)
 	if err != nil {
 		return err
 	}
