@@ -173,12 +173,19 @@ func (n *Node) startRaft(transport raft.Transport) error {
 		if err != nil {
 			return fmt.Errorf("look for raft state: %w", err)
 		}
-		if !known && !n.cfg.Join {
-			servers := []raft.Server{{Suffrage: raft.Voter, ID: config.LocalID, Address: n.address}}
-			if err := raft.BootstrapCluster(config, cache, stable, n.stores.snaps, transport, raft.Configuration{Servers: servers}); err != nil {
+		if !n.cfg.Join {
+			alone := raft.Configuration{Servers: []raft.Server{{Suffrage: raft.Voter, ID: config.LocalID, Address: n.address}}}
+			if known {
+				err = n.finishBootstrap(alone, cache, stable)
+			} else {
+				err = raft.BootstrapCluster(config, cache, stable, n.stores.snaps, transport, alone)
+			}
+			if err != nil {
 				return fmt.Errorf("bootstrap: %w", err)
 			}
-			n.log.Info("started a new cluster of one node")
+			if !known {
+				n.log.Info("started a new cluster of one node")
+			}
 		}
 		n.guard.opening.Store(true)
 		n.raft, err = raft.NewRaft(config, n.state, cache, stable, n.stores.snaps, transport)
@@ -195,6 +202,24 @@ func (n *Node) startRaft(transport raft.Transport) error {
 	n.guard.setLeading(func() bool { return r.State() == raft.Leader })
 	n.goroutines.Go(func() { n.watchLeadership(notify) })
 	return nil
+}
+
+// finishBootstrap writes the first entry of a cluster whose process was killed after the first of Raft's two writes, the
+// term 1. To Raft such a directory has state, and without a configuration it would wait for a leader for ever. A node that
+// heard of any other cluster knows a higher term or has a log.
+func (n *Node) finishBootstrap(alone raft.Configuration, logs raft.LogStore, stable raft.StableStore) error {
+	last, err := logs.LastIndex()
+	if err != nil || last > 0 {
+		return err
+	}
+	if list, err := n.stores.snaps.List(); err != nil || len(list) > 0 {
+		return err
+	}
+	if term, err := stable.GetUint64([]byte(keyTerm)); err != nil || term != 1 {
+		return err
+	}
+	n.log.Warn("the start of a new cluster was interrupted; it is finished now")
+	return logs.StoreLog(&raft.Log{Index: 1, Term: 1, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(alone)})
 }
 
 // ID is this node's id, the same for as long as its data directory lives.
