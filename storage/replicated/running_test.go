@@ -185,6 +185,12 @@ func TestLargeBatchesAreCut(t *testing.T) {
 	if len(p.sizes) != 3 || slices.Max(p.sizes) > replicated.MaxCommandBytes+1024 {
 		t.Fatalf("entries of %v bytes", p.sizes)
 	}
+	// No part was stored, but one may have been: the whole must not be called "nothing happened".
+	p.sizes, p.fail = nil, map[int]error{1: job.Errorf(job.Unknown, "timeout", "cut off"), 2: job.Errorf(job.Unavailable, "not_leader", "no leader"),
+		3: job.Errorf(job.Unavailable, "not_leader", "no leader")}
+	if again, err := s.Submit(ctx, runs); err != nil || job.CodeOf(again[0].Err) != job.Unknown || job.CodeOf(again[9].Err) != job.Unavailable {
+		t.Fatalf("parts that failed each in its own way: %v, %v", again, err)
+	}
 	// Repeated with the same ids, the batch is whole.
 	receipts, err = s.Submit(ctx, runs)
 	if err != nil {

@@ -122,7 +122,7 @@ func (s *Store) Submit(ctx context.Context, runs []*job.Run) ([]job.Receipt, err
 	}
 	one := func(i *int) int { return (&fsm.Submit{Runs: runs[*i : *i+1]}).Size() }
 	var failed error
-	done := 0
+	done, same := 0, true
 	for _, part := range split(fit, one) {
 		c := &fsm.Submit{Runs: make([]*job.Run, len(part))}
 		for n, i := range part {
@@ -136,13 +136,15 @@ func (s *Store) Submit(ctx context.Context, runs []*job.Run) ([]job.Receipt, err
 				receipts[i] = answers[n]
 			}
 		}
+		same = same && (failed == nil || job.CodeOf(failed) == job.CodeOf(err))
 		if err != nil {
 			failed = err
 		} else {
 			done++
 		}
 	}
-	if failed != nil && done == 0 && len(fit) == len(runs) {
+	// Parts may fail each in its own way: what may have happened to one must not be called "nothing happened" with another.
+	if failed != nil && same && done == 0 && len(fit) == len(runs) {
 		return nil, failed
 	}
 	return receipts, nil
