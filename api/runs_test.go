@@ -112,6 +112,13 @@ func TestAnUnknownOutcomeNamesTheRun(t *testing.T) {
 	if p := refused(t, b, 504, job.Unknown, "", "POST", "/v1/runs", `{"spec":{"exec":{"command":["true"]}}}`); p.RunID.IsZero() {
 		t.Fatal("without an id nobody can repeat it")
 	}
+	const item = `{"spec":{"exec":{"command":["true"]}}`
+	a := want[BatchAnswer](t, b, 200, "POST", "/v1/runs/batch", `{"runs":[`+item+`},`+item+`,"priority":99}]}`)
+	if p := a.Items[0].Problem; p == nil || p.Code != job.Unknown || p.RunID.IsZero() || a.Items[1].Problem.Code != job.Invalid {
+		t.Fatalf("a batch that nobody can repeat: %+v", a.Items)
+	}
+	// Whoever brought the ids can repeat the whole.
+	refused(t, b, 504, job.Unknown, "", "POST", "/v1/runs/batch", `{"runs":[`+item+`,"id":"`+idAt(testNow, 1)+`"}]}`)
 }
 
 func TestRunsAreCancelledAndRetried(t *testing.T) {

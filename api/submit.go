@@ -150,7 +150,15 @@ func (a *API) submitBatch(rq *request, in *inBatch) error {
 	}
 	if len(runs) > 0 {
 		if err := a.submitAll(rq, runs, place, answer.Items); err != nil {
-			return err
+			if !births.made || classify(rq.ctx, err, true).Code != job.Unknown {
+				return err
+			}
+			// Some may exist under ids that only we know: the caller learns them, to repeat with.
+			for i, r := range runs {
+				p := a.itemProblem(rq, err)
+				p.RunID = r.ID
+				answer.Items[place[i]].Problem = p
+			}
 		}
 	}
 	return rq.writeBatch(&answer)
@@ -240,6 +248,7 @@ type births struct {
 	namespace string
 	now       job.Instant
 	jobs      map[string]foundJob
+	made      bool // an id was made here, which the caller does not know
 }
 
 type foundJob struct {
@@ -345,6 +354,7 @@ func (b *births) inline(raw json.RawMessage) (*job.Document, error) {
 // about now.
 func (b *births) id(given *string) (job.RunID, error) {
 	if given == nil {
+		b.made = true
 		return b.newRunID(), nil
 	}
 	id, err := job.ParseRunID(*given)
