@@ -522,6 +522,40 @@ func TestTicks(t *testing.T) {
 	})
 }
 
+// A run whose lease outlived its attempt in Raft goes on when the worker says so, not seconds later.
+func TestARunFreedByAHelloIsQueuedAtOnce(t *testing.T) {
+	in(t, func(t *testing.T, c *clustertest.Core) {
+		c.Log.Fail(func(commands []fsm.Command) clustertest.Failure {
+			for _, x := range commands {
+				if g, ok := x.(*fsm.Grant); ok && len(g.Ended) > 0 {
+					return clustertest.NotDone
+				}
+			}
+			return clustertest.NoFailure
+		})
+		c.Workers.Add(worker("w", 1), func(context.Context, *job.Assignment) job.Outcome {
+			time.Sleep(10 * time.Second)
+			return job.Outcome{Kind: job.AttemptReturned, Reason: job.WorkerStopped}
+		})
+		r := c.Submit(job.Submission{Spec: c.Spec(plain)}, nil)
+		time.Sleep(10*time.Second + 100*time.Millisecond)
+		expectState(t, c.Run(r.ID), job.Queued, job.WorkerStopped)
+		if len(c.Control.Grants()) != 1 {
+			t.Fatal("the lease should have outlived the attempt")
+		}
+		c.Depose()
+		c.Workers.Kill("w", false)
+		c.Log.Fail(nil)
+		c.Lead()
+		time.Sleep(100 * time.Millisecond)
+		c.Workers.Add(worker("w", 1), clustertest.Succeed(time.Hour))
+		time.Sleep(100 * time.Millisecond)
+		if n := len(c.Workers.Starts()); n != 2 {
+			t.Fatalf("%d starts, want the second at once", n)
+		}
+	})
+}
+
 // L7: the store has a definition and Raft never heard of it, or the other way round.
 func TestSchedulesFollowDefinitions(t *testing.T) {
 	in(t, func(t *testing.T, c *clustertest.Core) {

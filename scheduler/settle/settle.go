@@ -218,6 +218,7 @@ func (s *Settler) record(ctx context.Context, work []settling, ack func(*report,
 	}
 	moves := make([]job.Move, 0, len(work))
 	moving := make([]*settling, 0, len(work))
+	var orphaned []job.Moved
 	now := s.Now()
 	for i := range work {
 		w := &work[i]
@@ -226,7 +227,9 @@ func (s *Settler) record(ctx context.Context, work []settling, ack func(*report,
 			continue
 		}
 		if w.known() {
-			s.Fleet.End(w.RunID, w.Fence)
+			if s.Fleet.End(w.RunID, w.Fence) && w.run != nil {
+				orphaned = append(orphaned, job.Moved{Run: w.run}) // nobody queued it while the lease stood
+			}
 			ack(&w.report, w.run != nil && w.run.Fence != w.Fence)
 			continue
 		}
@@ -244,7 +247,7 @@ func (s *Settler) record(ctx context.Context, work []settling, ack func(*report,
 		s.Fleet.End(w.RunID, w.Fence)
 		ack(&w.report, !moved[i].Applied && moved[i].Run != nil && moved[i].Run.Fence != w.Fence)
 	}
-	return moved, nil
+	return append(moved, orphaned...), nil
 }
 
 // known tells whether the outcome is recorded already, or comes too late to matter. A late success of an attempt that was
