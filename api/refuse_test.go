@@ -389,6 +389,9 @@ func TestLocalOnly(t *testing.T) {
 		{"a page elsewhere reads", "GET", "localhost:8080", "https://evil.example", "", 403},
 		{"a page without origin", "POST", "localhost:8080", "null", "", 403},
 		{"a page on another port", "POST", "localhost:8080", "http://localhost:9999", "same-site", 403},
+		{"a picture of a page elsewhere", "GET", "localhost:8080", "", "cross-site", 403},
+		{"a picture of a page on another port", "GET", "localhost:8080", "", "same-site", 403},
+		{"an address typed in", "GET", "localhost:8080", "", "none", 200},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := httptest.NewRequest(c.method, "/v1/jobs", strings.NewReader(nightly))
@@ -407,6 +410,14 @@ func TestLocalOnly(t *testing.T) {
 				t.Fatalf("refused as %q", w.Header().Get("Content-Type"))
 			}
 		})
+	}
+	r := httptest.NewRequest("GET", "/", nil)
+	r.Host = "localhost:8080"
+	r.Header.Set("Sec-Fetch-Site", "cross-site")
+	r.Header.Set("Sec-Fetch-Dest", "document")
+	w := httptest.NewRecorder()
+	if h.ServeHTTP(w, r); w.Code != 200 {
+		t.Errorf("a link is answered %d", w.Code)
 	}
 	if b.writes != 0 {
 		t.Error("a page wrote")

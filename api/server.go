@@ -65,6 +65,9 @@ func LocalOnly(next http.Handler) http.Handler {
 		if origin := r.Header.Get("Origin"); err == nil && origin != "" && !sameOrigin(origin, r.Host) {
 			err = job.Errorf(job.Forbidden, "cross_origin", "cross-origin")
 		}
+		if err == nil && foreignPage(r) {
+			err = job.Errorf(job.Forbidden, "cross_origin", "cross-origin")
+		}
 		if err != nil {
 			refuse(w, r, job.Errorf(job.Forbidden, "cross_origin", "this request was made by a web page of another origin"))
 			return
@@ -78,6 +81,16 @@ func LocalOnly(next http.Handler) http.Handler {
 func sameOrigin(origin, host string) bool {
 	_, rest, ok := strings.Cut(origin, "://")
 	return ok && strings.EqualFold(rest, host)
+}
+
+// foreignPage tells whether a page elsewhere asks, by what browsers say themselves. An image or a frame that it loads has
+// no Origin, cannot be read, and yet holds a stream open. Only to follow a link to here is allowed.
+func foreignPage(r *http.Request) bool {
+	switch r.Header.Get("Sec-Fetch-Site") {
+	case "cross-site", "same-site":
+		return r.Header.Get("Sec-Fetch-Dest") != "document"
+	}
+	return false
 }
 
 func loopbackHost(hostport string) bool {
