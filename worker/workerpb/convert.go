@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"regexp"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/musterhq/muster/job"
@@ -11,10 +12,11 @@ import (
 
 // Limits of a Hello. They keep a broken worker from filling a node's memory, and are far above what honest ones need.
 const (
-	maxSlots    = 1 << 20
-	maxLabels   = 64
-	maxHandlers = 4096
-	maxWord     = 256
+	maxSlots     = 1 << 20
+	maxLabels    = 64
+	maxExecutors = 16
+	maxHandlers  = 4096
+	maxWord      = 256
 )
 
 var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
@@ -45,6 +47,10 @@ func (x *Hello) WorkerHello() (job.WorkerHello, error) {
 		return job.WorkerHello{}, job.InvalidField("hello.slots", "must be at least 1")
 	case len(x.GetLabels()) > maxLabels:
 		return job.WorkerHello{}, job.InvalidField("hello.labels", "%d labels; up to %d are kept", len(x.GetLabels()), maxLabels)
+	case len(x.GetExecutors()) > maxExecutors:
+		return job.WorkerHello{}, job.InvalidField("hello.executors", "%d executors; there are fewer", len(x.GetExecutors()))
+	case len(x.GetRunning()) > maxSlots:
+		return job.WorkerHello{}, job.InvalidField("hello.running", "%d attempts; a worker has at most %d slots", len(x.GetRunning()), maxSlots)
 	case len(x.GetHandlers()) > maxHandlers:
 		return job.WorkerHello{}, job.InvalidField("hello.handlers", "%d handlers; up to %d are kept", len(x.GetHandlers()), maxHandlers)
 	}
@@ -156,8 +162,8 @@ func (x *Result) Outcome(worker string) (job.Outcome, error) {
 	o := job.Outcome{
 		RunID: job.RunID(x.GetRunId()), Fence: job.Fence(x.GetFence()), Attempt: x.GetAttempt(), Worker: worker,
 		Kind: job.OutcomeKind(x.GetKind()), Reason: ParseReason(x.GetReason()), Error: validText(x.GetError(), MaxErrorBytes),
-		ExitCode: x.GetExitCode(), Result: json.RawMessage(x.GetResult()), StartedAt: job.Instant(x.GetStartedAt()),
-		FinishedAt: job.Instant(x.GetFinishedAt()), Permanent: x.GetPermanent(),
+		ExitCode: x.GetExitCode(), Result: json.RawMessage(x.GetResult()), StartedAt: validTime(x.GetStartedAt()),
+		FinishedAt: validTime(x.GetFinishedAt()), Permanent: x.GetPermanent(),
 	}
 	switch n := len(x.GetResult()); {
 	case n == 0:
@@ -190,7 +196,7 @@ func (x *Started) ForJob() (job.Started, error) {
 	if err := checkAttempt("started", x.GetRunId(), x.GetFence(), 1); err != nil {
 		return job.Started{}, err
 	}
-	return job.Started{RunID: job.RunID(x.GetRunId()), Fence: job.Fence(x.GetFence()), At: job.Instant(x.GetAt())}, nil
+	return job.Started{RunID: job.RunID(x.GetRunId()), Fence: job.Fence(x.GetFence()), At: validTime(x.GetAt())}, nil
 }
 
 // Check tells what is wrong with a piece of output, if anything is.
@@ -218,6 +224,17 @@ func ParseReason(word string) job.Reason {
 	}
 	return r
 }
+
+// validTime is the time that a worker's clock showed, or 0, not known, if RFC 3339 cannot write it: it ends with the year
+// 9999, and one answer that holds a later time could not be read by anybody.
+func validTime(at int64) job.Instant {
+	if at < 0 || at > maxTime {
+		return 0
+	}
+	return job.Instant(at)
+}
+
+var maxTime = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC).UnixMicro()
 
 func checkAttempt(what string, runID []byte, fence uint64, attempt uint32) error {
 	switch {

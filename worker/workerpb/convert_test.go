@@ -2,6 +2,8 @@ package workerpb
 
 import (
 	"encoding/json"
+	"math"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -25,8 +27,8 @@ func TestRoundTrips(t *testing.T) {
 		o := job.Outcome{
 			RunID: id.Draw(t, "run"), Fence: job.Fence(rapid.Uint64Min(1).Draw(t, "fence")), Attempt: rapid.Uint32Min(1).Draw(t, "attempt"),
 			Worker: "w1", Kind: job.OutcomeKind(rapid.IntRange(1, 5).Draw(t, "kind")), Reason: job.Reason(rapid.IntRange(0, 27).Draw(t, "reason")),
-			Error: text.Draw(t, "error"), ExitCode: rapid.Int32().Draw(t, "exit"), StartedAt: job.Instant(rapid.Int64().Draw(t, "started")),
-			FinishedAt: job.Instant(rapid.Int64().Draw(t, "finished")), Permanent: rapid.Bool().Draw(t, "permanent"),
+			Error: text.Draw(t, "error"), ExitCode: rapid.Int32().Draw(t, "exit"), StartedAt: job.Instant(rapid.Int64Range(0, maxTime).Draw(t, "started")),
+			FinishedAt: job.Instant(rapid.Int64Range(0, maxTime).Draw(t, "finished")), Permanent: rapid.Bool().Draw(t, "permanent"),
 		}
 		if rapid.Bool().Draw(t, "with result") {
 			o.Result, _ = json.Marshal(text.Draw(t, "result"))
@@ -83,6 +85,42 @@ func TestAnErrorIsCutAtACharacter(t *testing.T) {
 		got := validText(s, 51)
 		if !utf8.ValidString(got) || len(got) > 51+4 || len(got) < 45 {
 			t.Errorf("%.10q... became %q (%d bytes)", s, got, len(got))
+		}
+	}
+}
+
+// A time that no answer could hold is not known; it must not make the lists unreadable in which its run stands.
+func TestTimesBeyondTheCalendarAreNotKnown(t *testing.T) {
+	t.Parallel()
+	for _, at := range []int64{-1, math.MinInt64, maxTime + 1, math.MaxInt64} {
+		o, err := (&Result{RunId: make([]byte, 16), Fence: 1, Attempt: 1, Kind: Kind_KIND_SUCCEEDED, StartedAt: at, FinishedAt: at}).Outcome("w")
+		if err != nil || o.StartedAt != 0 || o.FinishedAt != 0 {
+			t.Errorf("%d became %d and %d, %v", at, o.StartedAt, o.FinishedAt, err)
+		}
+		if s, err := (&Started{RunId: make([]byte, 16), Fence: 1, At: at}).ForJob(); err != nil || s.At != 0 {
+			t.Errorf("%d became %d, %v", at, s.At, err)
+		}
+	}
+	b, err := json.Marshal(validTime(maxTime))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var back job.Instant
+	if err := json.Unmarshal(b, &back); err != nil || int64(back) != maxTime {
+		t.Errorf("the last time is read as %d, %v", back, err)
+	}
+}
+
+func TestLongHellosAreRefused(t *testing.T) {
+	t.Parallel()
+	for field, change := range map[string]func(*Hello){
+		"hello.executors": func(h *Hello) { h.Executors = slices.Repeat([]string{"exec"}, maxExecutors+1) },
+		"hello.running":   func(h *Hello) { h.Running = make([]uint64, maxSlots+1) },
+	} {
+		h := &Hello{Name: "w", Boot: "b", DataId: "d", Slots: 1}
+		change(h)
+		if _, err := h.WorkerHello(); job.CodeOf(err) != job.Invalid || job.AsError(err).Field != field {
+			t.Errorf("%s: %v", field, err)
 		}
 	}
 }
