@@ -37,17 +37,21 @@ func (c *Control) RaiseEpoch(ctx context.Context, atLeast job.Epoch) (job.Epoch,
 // ticks fit.
 const commandBytes = 400 << 10
 
-// Grant opens leases and ends others (L2). Grants whose run has a live lease already are answered by index and not
-// opened. A batch that is too large for one entry becomes several; then an error may leave the first ones made.
+// Grant ends leases and opens others (L2), in this order: a run may have one among either. Grants whose run has a live
+// lease already are answered by index and not opened. A batch that is too large for one entry becomes several; then an
+// error may leave the first ones made.
 func (c *Control) Grant(ctx context.Context, epoch job.Epoch, grants []job.Grant, ended []job.EndedGrant) (refused []int, err error) {
 	const most = 2000 // of either: grants carry names of bounded length
-	for base := 0; ; {
-		g, e := grants[:min(len(grants), most)], ended[:min(len(ended), most)]
-		cmd := &fsm.Grant{Epoch: epoch, Grants: g, Ended: e}
+	for ; len(ended) > most; ended = ended[most:] {
+		if _, err := propose[[]int](ctx, c.proposer, &fsm.Grant{Epoch: epoch, Ended: ended[:most]}); err != nil {
+			return nil, err
+		}
+	}
+	for base := 0; ; ended = nil {
+		cmd := &fsm.Grant{Epoch: epoch, Grants: grants[:min(len(grants), most)], Ended: ended}
 		for cmd.Size() > commandBytes && len(cmd.Grants) > 1 {
 			cmd.Grants = cmd.Grants[:len(cmd.Grants)/2]
 		}
-		g = cmd.Grants
 		indexes, err := propose[[]int](ctx, c.proposer, cmd)
 		if err != nil {
 			return refused, err
@@ -55,9 +59,8 @@ func (c *Control) Grant(ctx context.Context, epoch job.Epoch, grants []job.Grant
 		for _, i := range indexes {
 			refused = append(refused, base+i)
 		}
-		base += len(g)
-		grants, ended = grants[len(g):], ended[len(e):]
-		if len(grants)+len(ended) == 0 {
+		n := len(cmd.Grants)
+		if base, grants = base+n, grants[n:]; len(grants) == 0 {
 			return refused, nil
 		}
 	}

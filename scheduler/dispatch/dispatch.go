@@ -52,9 +52,6 @@ type Mover interface {
 // MaxBatch bounds one step: how many runs are popped, placed and granted together.
 const MaxBatch = 1000
 
-// maxEnded bounds the ended leases that ride along in one entry.
-const maxEnded = 5000
-
 // Dispatcher is one term's. Step is called by one goroutine.
 type Dispatcher struct {
 	Epoch    job.Epoch
@@ -265,11 +262,13 @@ func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, no
 	if len(grants) == 0 {
 		return 0, 0, nil
 	}
-	ended := d.Fleet.TakeEnded(maxEnded)
-	refused, err := d.record(ctx, grants, ended)
+	var refused []int
+	err = d.Fleet.Tell(func(ended []job.EndedGrant) (err error) {
+		refused, err = d.record(ctx, grants, ended)
+		return err
+	})
 	if err != nil {
-		// Unavailable: nothing happened. Anything else ends the term, and the next leader reads the leases from Raft.
-		d.Fleet.PutBackEnded(ended)
+		// The term ends, mostly, and the next leader reads the leases from Raft.
 		d.Fleet.Unreserve(grants)
 		d.pushBack(ctx, entriesOf(placed))
 		return 0, 0, err
@@ -301,17 +300,17 @@ func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, no
 	return len(grants) - len(back), len(back), nil
 }
 
-// record commits the grants. An unknown outcome is resolved by repeating until there is a known one: a grant that is there
-// already is the same one, but "nothing happened" said of the repetition says nothing of the first try.
+// record commits the grants, together with the leases that ended. What failed is repeated until it has not: its outcome
+// may be unknown, or it was made in part, being too large for one entry. A grant that is there already is the same one.
 func (d *Dispatcher) record(ctx context.Context, grants []job.Grant, ended []job.EndedGrant) ([]int, error) {
-	unknown := false
 	for {
 		refused, err := d.Control.Grant(ctx, d.Epoch, grants, ended)
-		unknown = unknown || job.CodeOf(err) == job.Unknown
-		if err == nil || !unknown || job.CodeOf(err) == job.Fenced || ctx.Err() != nil {
+		switch job.CodeOf(err) {
+		case job.Unavailable, job.Exhausted, job.Unknown:
+		default:
 			return refused, err
 		}
-		d.Logger.Warn("repeating grants whose commit is unknown", "count", len(grants), "err", err)
+		d.Logger.Warn("granting is repeated", "count", len(grants), "err", err)
 		select {
 		case <-ctx.Done():
 			return nil, err

@@ -21,6 +21,8 @@ type Fleet struct {
 	elapsed func() time.Duration
 	flag    func(worker string) job.WorkerState
 
+	telling chan struct{} // with a buffer of one: holds Tell's one caller, who may wait for long
+
 	mu       sync.Mutex
 	workers  map[string]*worker
 	sessions map[job.SessionID]*worker
@@ -76,7 +78,7 @@ func New(now func() job.Instant, elapsed func() time.Duration, flag func(worker 
 		now: now, elapsed: elapsed, flag: flag,
 		workers: map[string]*worker{}, sessions: map[job.SessionID]*worker{}, leases: map[job.RunID]*Lease{},
 		reserved: map[job.RunID]*reservation{}, moving: map[job.RunID]struct{}{}, held: map[holdKey]int{}, touched: map[job.RunID]struct{}{},
-		freed: make(chan struct{}, 1),
+		freed: make(chan struct{}, 1), telling: make(chan struct{}, 1),
 	}
 }
 
@@ -255,7 +257,7 @@ func (f *Fleet) Release(id job.RunID, fence job.Fence) {
 	}
 }
 
-// End closes a lease. Raft is told with the next entry (TakeEnded).
+// End closes a lease. Raft is told with the next entry (Tell).
 func (f *Fleet) End(id job.RunID, fence job.Fence) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -289,22 +291,23 @@ func (f *Fleet) unhold(lane job.LaneKey) {
 	}
 }
 
-// TakeEnded hands over up to limit ended leases that Raft has not been told of. What could not be told comes back with
-// PutBackEnded.
-func (f *Fleet) TakeEnded(limit int) []job.EndedGrant {
+// Tell hands over the ended leases that Raft has not been told of, all of them and to one caller at a time: whoever has
+// Raft open a lease in there can rely on it that the run's earlier one has ended, or ends before. What could not be told,
+// or perhaps was not, is told again: ending twice changes nothing.
+func (f *Fleet) Tell(raft func(ended []job.EndedGrant) error) error {
+	f.telling <- struct{}{}
+	defer func() { <-f.telling }()
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	n := min(limit, len(f.ended))
-	out := f.ended[:n:n]
-	f.ended = f.ended[n:]
-	return out
-}
-
-// PutBackEnded is for an entry that did not commit, or perhaps did not: ending twice changes nothing.
-func (f *Fleet) PutBackEnded(e []job.EndedGrant) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.ended = append(e[:len(e):len(e)], f.ended...)
+	ended := f.ended
+	f.ended = nil
+	f.mu.Unlock()
+	err := raft(ended)
+	if err != nil {
+		f.mu.Lock()
+		f.ended = append(ended[:len(ended):len(ended)], f.ended...)
+		f.mu.Unlock()
+	}
+	return err
 }
 
 // Expired answers the leases that ended longer than the grace ago and are in nobody's hand. When more than a fifth of

@@ -183,7 +183,9 @@ func TestLeaseLife(t *testing.T) {
 	if !b.End(e[0].RunID, e[0].Fence) || b.End(e[0].RunID, e[0].Fence) {
 		t.Fatal("a lease ends once")
 	}
-	if ended := b.TakeEnded(10); len(ended) != 1 || ended[0].Fence != e[0].Fence {
+	var ended []job.EndedGrant
+	b.Tell(func(e []job.EndedGrant) error { ended = e; return nil })
+	if len(ended) != 1 || ended[0].Fence != e[0].Fence {
 		t.Fatalf("ended: %v", ended)
 	}
 }

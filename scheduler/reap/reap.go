@@ -14,9 +14,6 @@ import (
 // Every is how often the reaper looks. A lease is 30 s and its grace 10 s, so a second more does not matter.
 const Every = time.Second
 
-// maxEnded bounds the ended leases of one entry.
-const maxEnded = 10_000
-
 // Control is told which leases ended.
 type Control interface {
 	Grant(ctx context.Context, epoch job.Epoch, grants []job.Grant, ended []job.EndedGrant) (refused []int, err error)
@@ -73,13 +70,11 @@ func (r *Reaper) Step(ctx context.Context) error {
 	if orders := r.Fleet.Stopping(); len(orders) > 0 {
 		r.Gateways.Stop(ctx, orders)
 	}
-	ended := r.Fleet.TakeEnded(maxEnded)
-	if len(ended) == 0 {
-		return nil
-	}
-	if _, err := r.Control.Grant(ctx, r.Epoch, nil, ended); err != nil {
-		r.Fleet.PutBackEnded(ended)
+	return r.Fleet.Tell(func(ended []job.EndedGrant) error {
+		if len(ended) == 0 {
+			return nil
+		}
+		_, err := r.Control.Grant(ctx, r.Epoch, nil, ended)
 		return err
-	}
-	return nil
+	})
 }
