@@ -117,6 +117,7 @@ func appendRun(b []byte, r *job.Run) []byte {
 	}
 	b = labelsField(b, r.Labels)
 	b = appendText(append(b, `,"durability":`...), r.Home.String())
+	b = rawField(b, `,"spec":`, r.Spec)
 	b = textField(b, `,"idempotency_key":`, r.Key)
 	b = idField(b, `,"retry_of":`, r.RetryOf)
 	b = idField(b, `,"canonical_id":`, r.CanonicalID)

@@ -37,8 +37,8 @@ type Run struct {
 	ExitCode    int32             `json:"exit_code,omitempty" cbor:"25,keyasint,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty" cbor:"26,keyasint,omitempty"`
 	Home        Home              `json:"durability" cbor:"27,keyasint"`
-	Lane        string            `json:"-" cbor:"28,keyasint,omitempty"` // LaneOf its document
-	Spec        json.RawMessage   `json:"-" cbor:"29,keyasint,omitempty"` // an inline document, already normalised
+	Lane        string            `json:"-" cbor:"28,keyasint,omitempty"`              // LaneOf its document
+	Spec        json.RawMessage   `json:"spec,omitempty" cbor:"29,keyasint,omitempty"` // the inline document of a run of no job, already normalised
 	Key         string            `json:"idempotency_key,omitempty" cbor:"30,keyasint,omitempty"`
 	RetryOf     RunID             `json:"retry_of,omitzero" cbor:"31,keyasint,omitzero"`
 	CanonicalID RunID             `json:"canonical_id,omitzero" cbor:"32,keyasint,omitzero"`
