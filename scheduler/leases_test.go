@@ -53,3 +53,47 @@ func TestGrantsComeAfterTheEndsOfEarlierLeases(t *testing.T) {
 		})
 	}
 }
+
+// An entry that is stale is dropped (Q3), and what is behind it does not wait for a signal.
+func TestStaleEntriesHoldUpNothing(t *testing.T) {
+	in(t, func(t *testing.T, c *clustertest.Core) {
+		spec := c.Spec(`{exec: {command: [work]}, concurrency: {key: k}}`)
+		urgent := 9
+		stale := c.Submit(job.Submission{Spec: spec, Priority: &urgent}, nil)
+		c.Cancel(stale.ID)
+		time.Sleep(time.Second)
+		r := c.Submit(job.Submission{Spec: spec}, nil)
+		if _, err := c.Queue.Push(context.Background(), c.Term().Epoch(), []job.QueueEntry{stale.Entry()}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(100 * time.Millisecond)
+		c.Workers.Add(worker("w", 1), clustertest.Succeed(0))
+		time.Sleep(100 * time.Millisecond)
+		expectState(t, c.Run(r.ID), job.Succeeded, job.NoReason)
+	})
+}
+
+// While the store takes nothing, a lease that ran out is reported once, not every second: the settler's inbox is for results.
+func TestALeaseThatRanOutIsReportedOnce(t *testing.T) {
+	in(t, func(t *testing.T, c *clustertest.Core) {
+		c.Workers.Add(worker("w", 1000), clustertest.Succeed(time.Hour))
+		for range 1000 {
+			c.Submit(job.Submission{Spec: c.Spec(plain)}, nil)
+		}
+		time.Sleep(time.Second)
+		c.Workers.Kill("w", false)
+		time.Sleep(35 * time.Second)
+		c.Log.Fail(failing(clustertest.NotDone, always[*fsm.Move]))
+		time.Sleep(time.Minute)
+		finished := make(chan struct{})
+		go func() {
+			c.Term().Finished("", []job.Outcome{{RunID: c.NewID(), Fence: 1, Kind: job.AttemptSucceeded}})
+			close(finished)
+		}()
+		select {
+		case <-finished:
+		case <-time.After(time.Second):
+			t.Fatal("nobody can bring results any more")
+		}
+	})
+}

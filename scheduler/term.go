@@ -144,6 +144,9 @@ func (t *Term) dispatch(ctx context.Context) error {
 	defer timer.Stop()
 	for {
 		p, err := t.dispatcher.Step(ctx)
+		if p.Granted > 0 {
+			t.Metrics.granted(p.Granted)
+		}
 		wait := idleWake
 		switch {
 		case job.CodeOf(err) == job.Fenced || err != nil && ctx.Err() != nil:
@@ -155,8 +158,7 @@ func (t *Term) dispatch(ctx context.Context) error {
 		case p.Undeliverable > 0:
 			pause(ctx, 20*time.Millisecond) // the gateway is about to say that the session is gone
 			continue
-		case p.Granted > 0:
-			t.Metrics.granted(p.Granted)
+		case p.Granted > 0 || p.Dropped > 0:
 			continue
 		case p.NextAt != 0:
 			wait = min(wait, max(time.Millisecond, p.NextAt.Sub(job.At(t.Clock.Now()))))

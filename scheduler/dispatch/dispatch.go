@@ -74,10 +74,11 @@ type Dispatcher struct {
 type Progress struct {
 	Granted       int
 	Undeliverable int         // granted, but never written to the worker's stream: back in the queue
+	Dropped       int         // popped, and not startable: the entry is gone
 	NextAt        job.Instant // when the first delayed entry is ready; 0 if there is none
 }
 
-// Step dispatches one batch. It is called again at once while it grants something.
+// Step dispatches one batch. It is called again at once while it grants or drops something: more may be behind that.
 func (d *Dispatcher) Step(ctx context.Context) (Progress, error) {
 	var p Progress
 	now := d.Now()
@@ -103,7 +104,8 @@ func (d *Dispatcher) Step(ctx context.Context) (Progress, error) {
 		d.pushBack(ctx, entries)
 		return p, err
 	}
-	p.Granted, p.Undeliverable, err = d.grant(ctx, candidates, now)
+	p.Dropped = len(entries) - len(candidates)
+	err = d.grant(ctx, candidates, now, &p)
 	return p, err
 }
 
@@ -243,9 +245,9 @@ func NotNow(r *job.Run, paused job.Reason, now job.Instant) (job.Move, bool) {
 }
 
 // grant places candidates, records the grants and tells the workers.
-func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, now job.Instant) (granted, undeliverable int, err error) {
+func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, now job.Instant, p *Progress) error {
 	if len(candidates) == 0 {
-		return 0, 0, nil
+		return nil
 	}
 	grants, sessions, seat := d.Fleet.Reserve(candidates, now, d.nextFence)
 	var back []job.QueueEntry
@@ -256,14 +258,16 @@ func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, no
 			placed = append(placed, candidates[i])
 		case seat[i] == -1:
 			back = append(back, candidates[i].Run.Entry())
+		default:
+			p.Dropped++
 		}
 	}
 	d.pushBack(ctx, back)
 	if len(grants) == 0 {
-		return 0, 0, nil
+		return nil
 	}
 	var refused []int
-	err = d.Fleet.Tell(func(ended []job.EndedGrant) (err error) {
+	err := d.Fleet.Tell(func(ended []job.EndedGrant) (err error) {
 		refused, err = d.record(ctx, grants, ended)
 		return err
 	})
@@ -271,7 +275,7 @@ func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, no
 		// The term ends, mostly, and the next leader reads the leases from Raft.
 		d.Fleet.Unreserve(grants)
 		d.pushBack(ctx, entriesOf(placed))
-		return 0, 0, err
+		return err
 	}
 	if len(refused) > 0 {
 		d.Logger.Error("raft holds leases that this term did not know; it takes them over", "count", len(refused))
@@ -297,7 +301,8 @@ func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, no
 		}
 	}
 	d.pushBack(ctx, back)
-	return len(grants) - len(back), len(back), nil
+	p.Granted, p.Undeliverable = len(grants)-len(back), len(back)
+	return nil
 }
 
 // record commits the grants, together with the leases that ended. What failed is repeated until it has not: its outcome

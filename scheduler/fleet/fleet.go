@@ -310,7 +310,7 @@ func (f *Fleet) Tell(raft func(ended []job.EndedGrant) error) error {
 	return err
 }
 
-// Expired answers the leases that ended longer than the grace ago and are in nobody's hand. When more than a fifth of
+// Expired answers the leases that ended longer than the grace ago, are in nobody's hand, and were not reported yet. When more than a fifth of
 // the leases of one node's workers lapse together, and more than a handful, they are extended once instead: a paused
 // gateway is not thousands of dead workers (L4).
 func (f *Fleet) Expired() (expired []Lease, extended int) {
@@ -322,7 +322,7 @@ func (f *Fleet) Expired() (expired []Lease, extended int) {
 	for _, l := range f.leases {
 		node := f.workers[l.Worker].node
 		total[node]++
-		if _, ok := f.moving[l.RunID]; !ok && now >= l.expiresAt+job.LeaseKillGrace {
+		if _, ok := f.moving[l.RunID]; !ok && !l.released && now >= l.expiresAt+job.LeaseKillGrace {
 			lapsed[node] = append(lapsed[node], l)
 		}
 	}

@@ -177,11 +177,11 @@ func (s *Settler) settle(ctx context.Context, batch []report) error {
 	moved, err := s.record(ctx, work, ack)
 	// The hands are empty before anything is queued: the dispatcher drops what is in somebody's hand.
 	s.Fleet.LetGo(held...)
+	if len(acks) > 0 { // after an error too: they are of what was refused for good, or recorded before
+		s.Gateways.Acknowledge(ctx, acks)
+	}
 	if err != nil {
 		return s.giveBack(ctx, append(work, later...), err)
-	}
-	if len(acks) > 0 {
-		s.Gateways.Acknowledge(ctx, acks)
 	}
 	if len(later) > 0 {
 		s.putBack(later)
