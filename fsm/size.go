@@ -26,7 +26,7 @@ const (
 	DefaultMaxLiveBytes       = 256 << 20
 	DefaultMaxHistoryBytes    = 256 << 20
 	DefaultMaxKeyBytes        = 64 << 20
-	DefaultMaxDefinitionBytes = 64 << 20
+	DefaultMaxDefinitionBytes = 256 << 20 // about 150,000 jobs with short documents
 
 	MaxUnstoredTicks = 100_000 // decided ticks that no store has acknowledged; above it ticks stay due
 	MaxFlags         = 100_000 // pauses and cordons

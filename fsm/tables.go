@@ -156,7 +156,7 @@ type versionRow struct {
 	decoded atomic.Pointer[job.Document]
 }
 
-// spec is the document. It was decoded once when the command was applied, so it decodes.
+// spec is the document. It was encoded from one by whoever proposed it, so it decodes.
 func (v *versionRow) spec() *job.Document {
 	if d := v.decoded.Load(); d != nil {
 		return d

@@ -88,7 +88,13 @@ func (s *Store) PutJob(ctx context.Context, p storage.PutJob) (*job.Job, error) 
 	if err != nil {
 		return nil, err
 	}
-	return propose[*job.Job](ctx, s, c)
+	j, err := propose[*job.Job](ctx, s, c)
+	if err != nil {
+		return nil, err
+	}
+	put := *j
+	put.Spec = p.Spec // equal to what is stored now, whether it was before or not
+	return &put, nil
 }
 
 // PutJobCommand is the command that PutJob proposes, for callers that put it into one entry with others.
