@@ -105,6 +105,48 @@ func TestAssignmentsOfAnEarlierSessionAreNotWrittenAfterAHello(t *testing.T) {
 	}
 }
 
+// slowLeader takes its time over a Hello.
+type slowLeader struct {
+	*leader
+	asked, answer chan struct{}
+}
+
+func (l *slowLeader) Attach(ctx context.Context, session job.SessionID, node string, h job.WorkerHello) ([]job.Fence, error) {
+	close(l.asked)
+	<-l.answer
+	return l.leader.Attach(ctx, session, node, h)
+}
+
+// A new leader that was not told yet what a worker runs knows none of it. A heartbeat from before the Hello must not ask it,
+// or the worker kills all that it runs.
+func TestHeartbeatsDoNotOvertakeAHello(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, false)
+	w := f.raw(t, "w1").attach()
+	const fence = 7
+	thaw := make(chan struct{})
+	f.leader.tell(func() { f.leader.freeze, f.leader.granted[fence] = thaw, true })
+	for seq := range uint64(2) {
+		w.send(&workerpb.WorkerMessage{Heartbeat: &workerpb.Heartbeat{Seq: seq + 1, Running: []uint64{fence}}})
+	}
+	time.Sleep(50 * time.Millisecond)
+	next := &slowLeader{newLeader(), make(chan struct{}), make(chan struct{})}
+	next.gateway, next.granted[fence] = f.gateway, true
+	f.gateway.SetLeader(next)
+	m := w.until("a resync", func(m *workerpb.NodeMessage) bool { return m.Resync != 0 })
+	w.send(w.hello(m.Resync, fence))
+	<-next.asked
+	close(thaw)
+	time.Sleep(50 * time.Millisecond)
+	close(next.answer)
+	w.until("a welcome", func(m *workerpb.NodeMessage) bool {
+		if len(m.HeartbeatAck.GetUnknown()) > 0 {
+			t.Errorf("the worker is told to stop what it has a right to: %v", m.HeartbeatAck)
+		}
+		return m.Welcome != nil
+	})
+}
+
 func TestADeposedLeadersEpochIsRefused(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, false)

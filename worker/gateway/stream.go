@@ -37,8 +37,16 @@ type stream struct {
 	leader  Leader        // to whom the worker is attached; nil: to nobody
 	session job.SessionID // under which
 	inbox   handover
-	beat    *workerpb.Heartbeat // came while the one before it was being asked about
+	beat    *beat // came while the one before it was being asked about
 	beating bool
+}
+
+// beat is a heartbeat and the session in which it came. It speaks for no other one: what a worker ran before its Hello is
+// unknown to a leader that has not taken the Hello yet.
+type beat struct {
+	*workerpb.Heartbeat
+	leader  Leader
+	session job.SessionID
 }
 
 // handover is what the leader has yet to take.
@@ -258,39 +266,28 @@ func (s *stream) refuse(err error) error {
 
 // heartbeat asks the leader to renew, beside the reader. While one question is out, later heartbeats wait, the latest
 // only: it speaks for those before it.
-func (s *stream) heartbeat(b *workerpb.Heartbeat) {
+func (s *stream) heartbeat(x *workerpb.Heartbeat) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.leader == nil {
+	b := &beat{x, s.leader, s.session}
+	switch {
+	case b.leader == nil:
 		s.out.acknowledge(b.GetSeq(), "", false, nil)
-		return
-	}
-	if s.beating {
+	case s.beating:
 		s.beat = b
-		return
+	default:
+		s.beating = true
+		s.parts.Go(func() { s.renew(b) })
 	}
-	s.beating = true
-	s.parts.Go(func() { s.renew(b) })
 }
 
-func (s *stream) renew(b *workerpb.Heartbeat) {
-	for {
+func (s *stream) renew(b *beat) {
+	for b != nil {
+		unknown := b.leader.Heartbeat(b.session, workerpb.Fences(b.GetRunning()))
+		s.out.acknowledge(b.GetSeq(), b.session, true, unknown)
 		s.mu.Lock()
-		leader, session := s.leader, s.session
-		s.mu.Unlock()
-		if leader == nil {
-			s.out.acknowledge(b.GetSeq(), "", false, nil)
-		} else {
-			unknown := leader.Heartbeat(session, workerpb.Fences(b.GetRunning()))
-			s.out.acknowledge(b.GetSeq(), session, true, unknown)
-		}
-		s.mu.Lock()
-		if b = s.beat; b == nil {
-			s.beating = false
-			s.mu.Unlock()
-			return
-		}
-		s.beat = nil
+		b, s.beat = s.beat, nil
+		s.beating = b != nil
 		s.mu.Unlock()
 	}
 }
