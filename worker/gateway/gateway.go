@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -140,8 +141,13 @@ func New(c Config, leader Leader) (*Gateway, error) {
 func (g *Gateway) Handler() (path string, h http.Handler) {
 	path, inner := workerpb.NewWorkerServiceHandler(service{g},
 		connect.WithReadMaxBytes(workerpb.MaxMessageBytes),
+		connect.WithCodec(codec{}),
 		connect.WithCompression("gzip", nil, nil)) // batches are small, and bombs are not welcome
 	return path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.Header.Get("Content-Type"), "json") { // Connect would speak it, without the bounds of codec
+			http.Error(w, "worker streams are protobuf", http.StatusUnsupportedMediaType)
+			return
+		}
 		call := &call{request: r, control: http.NewResponseController(w)}
 		// A server's read and write timeouts are for requests, not for streams that last weeks.
 		if err := errors.Join(call.control.SetReadDeadline(time.Time{}), call.control.SetWriteDeadline(time.Time{})); err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -264,6 +265,29 @@ func TestBrokenMessagesEndTheStreamWithTheField(t *testing.T) {
 				t.Errorf("the stream ended with %v", err)
 			}
 		})
+	}
+}
+
+// Two bytes on the wire take over a hundred in memory.
+func TestMessagesOfManyEmptyPartsAreNotDecoded(t *testing.T) {
+	t.Parallel()
+	empty := &workerpb.Started{}
+	for name, m := range map[string]*workerpb.WorkerMessage{
+		"starts":    {Started: slices.Repeat([]*workerpb.Started{empty}, 1<<17)},
+		"executors": {Hello: &workerpb.Hello{Name: "x", Boot: "b", DataId: "d", Slots: 1, Executors: make([]string, 1<<17)}},
+	} {
+		f := newFixture(t, false)
+		w := f.raw(t, "x")
+		w.rpc.Send(m)
+		if _, err := w.rpc.Receive(); connect.CodeOf(err) != connect.CodeInvalidArgument || !strings.Contains(err.Error(), "parts") {
+			t.Errorf("%s: the stream ended with %v", name, err)
+		}
+	}
+	f := newFixture(t, false)
+	w := f.rawOver(t, "x", f.client(t), connect.WithProtoJSON())
+	w.rpc.Send(&workerpb.WorkerMessage{Hello: okHello})
+	if m, err := w.rpc.Receive(); err == nil {
+		t.Errorf("JSON, which has no such bound, was answered %v", m)
 	}
 }
 

@@ -3,7 +3,7 @@
 // One bidirectional stream per worker, Connect or gRPC over HTTP/2 (with TLS; in clear text on loopback in development).
 // This file is all that is needed to write a worker in any language. Nothing is compressed. A message may be up to
 // 16 MiB; both sides put what has gathered while the last message was being written into the next one, so every message
-// may carry several kinds of content, each of them many times. Fields of one message are handled in the order of their
+// may carry several kinds of content, each of them many times (65,536 in all). Fields of one message are handled in the order of their
 // numbers, and messages in the order of the stream.
 //
 // # The words
