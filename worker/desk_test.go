@@ -233,6 +233,29 @@ func TestTailSendsAgainWithinItsBound(t *testing.T) {
 	}
 }
 
+// Attempts that write a byte each in turns make pieces of a byte, which take far more than that.
+func TestTailCountsWhatSmallPiecesTake(t *testing.T) {
+	t.Parallel()
+	tail := newOutputTail(100_000, func() {})
+	a := &attemptOutput{tail: tail, run: job.RunID{1}, fence: 1, attempt: 1}
+	b := &attemptOutput{tail: tail, run: job.RunID{2}, fence: 2, attempt: 1}
+	for range 10_000 {
+		a.Write([]byte("a"))
+		b.Write([]byte("b"))
+	}
+	if n := len(tail.pieces); n < 100 || n > 1000 {
+		t.Errorf("%d pieces are kept", n)
+	}
+	for range 1000 {
+		tail.take()
+	}
+	a.settle()
+	b.settle()
+	if tail.restart(); tail.bytes != 0 || len(tail.pieces) != 0 {
+		t.Errorf("%d pieces of %d bytes are left of nothing", len(tail.pieces), tail.bytes)
+	}
+}
+
 func TestTimeLimit(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1_700_000_000, 0)

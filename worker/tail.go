@@ -12,6 +12,7 @@ import (
 const (
 	maxOutputPiece   = 32 << 10
 	maxOutputMessage = 256 << 10
+	outputPieceCost  = 128 // beside its bytes, in memory and in a message: attempts that write in turns make small pieces
 )
 
 // outputTail is the output of all attempts on its way to the node: a queue, of which the last part stays after it was
@@ -24,7 +25,7 @@ type outputTail struct {
 	mu      sync.Mutex
 	pieces  []*outputPiece
 	next    int    // index of the first piece that was not sent on this stream
-	bytes   int    // of all pieces
+	bytes   int    // of all pieces, with their cost
 	last    uint64 // number of the newest piece
 	through uint64 // number of the newest piece that was sent on this stream, or dropped
 }
@@ -35,6 +36,8 @@ type outputPiece struct {
 	offset int64
 	data   []byte
 }
+
+func (p *outputPiece) size() int { return len(p.data) + outputPieceCost }
 
 // attemptOutput is the writer that an attempt's executor gets.
 type attemptOutput struct {
@@ -68,6 +71,7 @@ func (o *attemptOutput) Write(p []byte) (int, error) {
 		} else {
 			t.last++
 			t.pieces = append(t.pieces, &outputPiece{number: t.last, from: o, offset: o.offset, data: append([]byte(nil), part...)})
+			t.bytes += outputPieceCost
 		}
 		o.offset += int64(len(part))
 		o.last = t.last
@@ -75,7 +79,7 @@ func (o *attemptOutput) Write(p []byte) (int, error) {
 	}
 	drop := 0
 	for t.bytes > t.limit && drop < len(t.pieces)-1 {
-		t.bytes -= len(t.pieces[drop].data)
+		t.bytes -= t.pieces[drop].size()
 		t.through = max(t.through, t.pieces[drop].number)
 		drop++
 	}
@@ -109,7 +113,7 @@ func (t *outputTail) restart() {
 	for _, p := range t.pieces {
 		if !p.from.settled {
 			kept = append(kept, p)
-			t.bytes += len(p.data)
+			t.bytes += p.size()
 		}
 	}
 	clear(t.pieces[len(kept):])
@@ -127,7 +131,7 @@ func (t *outputTail) take() ([]*workerpb.Output, uint64) {
 	var out []*workerpb.Output
 	for size := 0; t.next < len(t.pieces) && size < maxOutputMessage; t.next++ {
 		p := t.pieces[t.next]
-		size += len(p.data)
+		size += p.size()
 		out = append(out, &workerpb.Output{
 			RunId: append([]byte(nil), p.from.run[:]...), Attempt: p.from.attempt, Fence: uint64(p.from.fence),
 			Offset: uint64(p.offset), Data: p.data,
