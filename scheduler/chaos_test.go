@@ -57,8 +57,11 @@ func chaos(t *testing.T, seed uint64) {
 			}
 			start := time.Now()
 			var jobs []*job.Job
-			for i, policy := range []string{"allow", "skip", "queue", "replace"} {
-				jobs = append(jobs, c.Apply(fmt.Sprintf(`{name: tick-%d, schedule: {cron: "@every 2s", catch_up: all}, overlap: %s, retry: {max_attempts: 3, initial: 1s}, exec: {command: [work]}}`, i, policy)))
+			var texts []string
+			for i, policy := range []string{"allow", "skip", "queue", "replace", "skip"} {
+				catchUp := []string{"all", "latest"}[i/4]
+				texts = append(texts, fmt.Sprintf(`{name: tick-%d, schedule: {cron: "@every 2s", catch_up: %s}, overlap: %s, retry: {max_attempts: 3, initial: 1s}, exec: {command: [work, "%%d"]}}`, i, catchUp, policy))
+				jobs = append(jobs, c.Apply(fmt.Sprintf(texts[i], 0)))
 			}
 			c.Log.Fail(clustertest.Chaos(seed, share))
 			var accepted []job.RunID
@@ -66,11 +69,34 @@ func chaos(t *testing.T, seed uint64) {
 				c.Spec(`{exec: {command: [work]}, concurrency: {key: k, limit: 2}}`), c.Spec(`{exec: {command: [work]}, on_worker_lost: fail}`)}
 			onceOnly := map[job.RunID]bool{}
 			cancelled := map[job.RunID]time.Time{}
-			leads, cut := true, map[string]bool{}
+			leads, full, cut, paused := true, false, map[string]bool{}, map[int]bool{}
 			final := map[job.RunID]job.State{}
-			for range 150 {
+			ended := map[job.RunID]time.Time{} // when it was first seen terminal
+			keyed := map[job.RunID]bool{}
+			for step := range 150 {
 				time.Sleep(time.Duration(r.IntN(1500)) * time.Millisecond)
-				switch r.IntN(12) {
+				switch r.IntN(16) {
+				case 12: // what was born stays, and no more comes
+					if full = !full; full {
+						limit(t, c, 1)
+					} else {
+						limit(t, c, 0)
+					}
+				case 13:
+					i := r.IntN(len(jobs))
+					if paused[i] = !paused[i]; paused[i] {
+						must(t, insist(func() error { return c.Control.PauseJob(context.Background(), jobs[i].ID) }))
+					} else {
+						must(t, insist(func() error { return c.Control.ResumeJob(context.Background(), jobs[i].ID) }))
+						if term := c.Term(); term != nil {
+							term.ScheduleChanged()
+						}
+					}
+				case 14:
+					i := r.IntN(len(jobs))
+					if !full {
+						c.Apply(fmt.Sprintf(texts[i], step+1))
+					}
 				case 0:
 					if leads {
 						c.Depose()
@@ -93,6 +119,9 @@ func chaos(t *testing.T, seed uint64) {
 						cancelled[id] = time.Now()
 					}
 				default:
+					if full {
+						break
+					}
 					i := r.IntN(len(specs))
 					s := job.Submission{Spec: specs[i]}
 					if r.IntN(4) == 0 {
@@ -100,7 +129,7 @@ func chaos(t *testing.T, seed uint64) {
 					}
 					run := c.Submit(s, nil)
 					accepted = append(accepted, run.ID)
-					onceOnly[run.ID] = i == 3
+					onceOnly[run.ID], keyed[run.ID] = i == 3, i == 2
 				}
 				for _, id := range accepted { // D4: terminal is final
 					if was, ok := final[id]; ok {
@@ -108,12 +137,18 @@ func chaos(t *testing.T, seed uint64) {
 							t.Fatalf("run %s was %s and is %s", id, was, now)
 						}
 					} else if s := c.Run(id).State; s.Terminal() {
-						final[id] = s
+						final[id], ended[id] = s, time.Now()
 					}
 				}
 			}
 			// Heal, drain, then judge.
 			c.Log.Fail(nil)
+			limit(t, c, 0)
+			for i, is := range paused {
+				if is {
+					must(t, c.Control.ResumeJob(context.Background(), jobs[i].ID))
+				}
+			}
 			for n, is := range cut {
 				if is {
 					c.Workers.Reach(n, true)
@@ -136,6 +171,11 @@ func chaos(t *testing.T, seed uint64) {
 			end := time.Now()
 			time.Sleep(5 * time.Minute)
 			judge(t, c, jobs, accepted, onceOnly, cancelled, start, end)
+			judgeEnds(t, c, ended)
+			judgeOverlaps(t, c, "the concurrency key", 2, func(s clustertest.Start) bool { return keyed[s.Run] })
+			for _, j := range jobs[1:] {
+				judgeOverlaps(t, c, j.Name, 1, func(s clustertest.Start) bool { return s.Job == j.Name })
+			}
 		})
 	})
 }
@@ -195,5 +235,41 @@ func judge(t *testing.T, c *clustertest.Core, jobs []*job.Job, accepted []job.Ru
 	}
 	if u, g := c.Control.Unstored(), c.Control.Grants(); len(g) > 0 {
 		t.Errorf("left in raft: %d decisions, %d leases", len(u), len(g))
+	}
+}
+
+// insist repeats what a caller of the API would.
+func insist(f func() error) error {
+	for {
+		err := f()
+		if c := job.CodeOf(err); c != job.Unavailable && c != job.Unknown {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// judgeEnds: what was seen to have ended, a confirmed cancel above all, starts no more (L9, D4).
+func judgeEnds(t *testing.T, c *clustertest.Core, ended map[job.RunID]time.Time) {
+	for _, s := range c.Workers.Starts() {
+		if at, ok := ended[s.Run]; ok && s.At.After(at) {
+			t.Errorf("run %s started at %s, and had ended at %s (%s)", s.Run, s.At, at, c.Run(s.Run).State)
+		}
+	}
+}
+
+// judgeOverlaps: of some attempts never more than so many are live at once. None of them takes as long as a lease, so that
+// holds for those of workers that are cut off as well.
+func judgeOverlaps(t *testing.T, c *clustertest.Core, what string, most int, of func(clustertest.Start) bool) {
+	var live []clustertest.Start
+	for _, s := range c.Workers.Starts() {
+		if !of(s) {
+			continue
+		}
+		live = slices.DeleteFunc(live, func(x clustertest.Start) bool { return !x.End.IsZero() && !x.End.After(s.At) })
+		if live = append(live, s); len(live) > most {
+			t.Errorf("%s: %d attempts are live at once, %d may be: %+v", what, len(live), most, live)
+			return
+		}
 	}
 }

@@ -44,9 +44,10 @@ func noGaps(t *testing.T, name string, ticks []job.Tick, every time.Duration, fi
 
 func limit(t *testing.T, c *clustertest.Core, live int64) {
 	t.Helper()
-	if _, err := c.Log.Propose(context.Background(), &fsm.SetLimits{Limits: fsm.Limits{MaxLiveBytes: live}}); err != nil {
-		t.Fatal(err)
-	}
+	must(t, insist(func() error {
+		_, err := c.Log.Propose(context.Background(), &fsm.SetLimits{Limits: fsm.Limits{MaxLiveBytes: live}})
+		return err
+	}))
 }
 
 // D6: when the store is full, ticks stay due. A leader that takes over must begin all the same, or nothing makes room.

@@ -43,7 +43,7 @@ type Start struct {
 	Fence   job.Fence
 	Worker  string
 	At      time.Time
-	End     time.Time // zero: it did not end, or its worker died
+	End     time.Time // zero: it did not end; when its worker was killed, if it was
 }
 
 // Workers are the agents of a Core; it is the scheduler's Gateways.
@@ -108,6 +108,9 @@ func (w *Workers) Kill(name string, restart bool) {
 	a := w.agents[name]
 	delete(w.agents, name)
 	delete(w.sessions, a.session)
+	for _, x := range a.attempts {
+		x.record.End = time.Now()
+	}
 	session, term := a.session, w.term
 	w.mu.Unlock()
 	a.die()
