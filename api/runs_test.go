@@ -106,6 +106,21 @@ func TestAcceptanceSaysWhereTheRunLies(t *testing.T) {
 	refused(t, b, 400, job.Invalid, "min_durability", "POST", "/v1/runs?min_durability=paper", `{"job":"nightly"}`)
 }
 
+func TestAnIdIsNoWayIntoAnotherNamespace(t *testing.T) {
+	b := newBench(t)
+	const spec = `"spec":{"exec":{"command":["true"]}}`
+	id := `"id":"` + idAt(testNow, 1) + `"`
+	want[job.Run](t, b, 201, "POST", "/v1/runs", `{`+spec+`,`+id+`,"payload":"secret"}`)
+	want[job.Run](t, b, 200, "POST", "/v1/runs", `{`+spec+`,`+id+`}`)
+	if p := refused(t, b, 409, job.Conflict, "id", "POST", "/v1/runs?namespace=other", `{`+spec+`,`+id+`}`); p.Reason != "id_taken" {
+		t.Errorf("reason %q", p.Reason)
+	}
+	a := want[BatchAnswer](t, b, 200, "POST", "/v1/runs/batch?namespace=other", `{"runs":[{`+spec+`,`+id+`}]}`)
+	if p := a.Items[0].Problem; p == nil || p.Reason != "id_taken" {
+		t.Errorf("in a batch: %+v", a.Items[0])
+	}
+}
+
 func TestAnUnknownOutcomeNamesTheRun(t *testing.T) {
 	b := newBench(t)
 	b.storeErr = job.Errorf(job.Unknown, "", "nobody knows")

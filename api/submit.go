@@ -79,7 +79,7 @@ func (a *API) submitRun(rq *request, in *inSubmit) error {
 	}
 	receipts, err := a.Store.Submit(rq.ctx, []*job.Run{r})
 	if err == nil {
-		err = receipts[0].Err
+		err = refusal(r, &receipts[0])
 	}
 	if err != nil {
 		return a.unborn(rq, r, err)
@@ -88,6 +88,15 @@ func (a *API) submitRun(rq *request, in *inSubmit) error {
 		a.Hints.Born([]*job.Run{receipts[0].Run})
 	}
 	return a.answerBirth(rq, receipts[0])
+}
+
+// refusal is why r was not accepted, if it was not. An id that is there already is the same run (S10), but not across
+// namespaces: the run of another one is nobody's business here.
+func refusal(r *job.Run, rc *job.Receipt) error {
+	if rc.Err == nil && rc.Existing && rc.Run.Namespace != r.Namespace {
+		return &job.Error{Code: job.Conflict, Reason: "id_taken", Field: "id", Message: "the id belongs to another run; make a new one"}
+	}
+	return rc.Err
 }
 
 // unborn answers a submission that failed. When nobody knows whether it did, the caller learns the id to repeat it with.
@@ -173,8 +182,8 @@ func (a *API) submitAll(rq *request, runs []*job.Run, place []int, items []Batch
 	born := make([]*job.Run, 0, len(receipts))
 	for i, rc := range receipts {
 		item := &items[place[i]]
-		if rc.Err != nil {
-			item.Problem = a.itemProblem(rq, rc.Err)
+		if err := refusal(runs[i], &rc); err != nil {
+			item.Problem = a.itemProblem(rq, err)
 			if item.Problem.Code == job.Unknown {
 				item.Problem.RunID = runs[i].ID
 			}
