@@ -181,6 +181,13 @@ func (l LaneKey) Selector() map[string]string {
 	return m
 }
 
+// NeedsText is the part of the lane's name that Needs reads: equal for lanes that need the same of a worker.
+func (l LaneKey) NeedsText() string {
+	_, rest, _ := strings.Cut(string(l), "|")
+	needs, _, _ := strings.Cut(rest, "|")
+	return needs
+}
+
 // ConcurrencyKey is the lane's concurrency key; "" means none.
 func (l LaneKey) ConcurrencyKey() string {
 	i := strings.LastIndexByte(string(l), '|')

@@ -30,7 +30,8 @@ type Seat struct {
 // hold each concurrency key, by lane.
 func Place(seats []Seat, candidates []Candidate, held func(job.LaneKey) int) []int {
 	out := make([]int, len(candidates))
-	rows := map[job.LaneKey]*row{} // the seats that meet a lane's needs
+	match := matcher{seats: seats}
+	rows := map[*matching]*row{}
 	taken := map[holdKey]int{}
 	free := make([]int, len(seats))
 	for i := range seats {
@@ -43,10 +44,11 @@ func Place(seats []Seat, candidates []Candidate, held func(job.LaneKey) int) []i
 		if keyed && held(c.Lane)+taken[k] >= c.Limit {
 			continue
 		}
-		row := rows[c.Lane]
+		m := match.lane(c.Lane)
+		row := rows[m]
 		if row == nil {
-			row = newRow(seats, free, c.Lane)
-			rows[c.Lane] = row
+			row = newRow(m.seats, free)
+			rows[m] = row
 		}
 		s, ok := row.best(c.Slots)
 		if !ok {
@@ -70,21 +72,77 @@ func offers(have, needs map[string]string) bool {
 	return true
 }
 
-// row is a heap of the seats that meet one lane's needs, most free first. Other rows take from the same seats, so an
-// entry may be stale, but only upwards: best repairs the top before it answers.
-type row struct {
-	seats []int // indices
-	free  []int // by index, the truth, shared by all rows
-	seen  []int // by index, free as this heap is ordered by
+// matcher finds the seats that offer what lanes need. It looks at those alone that offer the rarest of the needs, and
+// once for all lanes that need the same: thousands of either must not be compared one by one.
+type matcher struct {
+	seats  []Seat
+	all    []int
+	offers map[offer][]int      // indices of seats; nil: not made yet
+	known  map[string]*matching // by the text of the needs
 }
 
-func newRow(seats []Seat, free []int, lane job.LaneKey) *row {
-	r := &row{free: free, seen: append([]int(nil), free...)}
-	needs, _ := lane.Needs()
-	for s := range seats {
-		if offers(seats[s].Offers, needs) {
-			r.seats = append(r.seats, s)
+type offer struct{ key, value string }
+
+type matching struct {
+	seats    []int // indices, in order
+	capacity int   // how many runs these take together
+}
+
+func (x *matcher) lane(l job.LaneKey) *matching {
+	text := l.NeedsText()
+	m := x.known[text]
+	if m != nil {
+		return m
+	}
+	needs, slots := l.Needs()
+	m = &matching{}
+	for _, s := range x.few(needs) {
+		if offers(x.seats[s].Offers, needs) {
+			m.seats = append(m.seats, s)
+			m.capacity += x.seats[s].Free / slots
 		}
+	}
+	if x.known == nil {
+		x.known = map[string]*matching{}
+	}
+	x.known[text] = m
+	return m
+}
+
+// few answers seats of which all that meet the needs are.
+func (x *matcher) few(needs map[string]string) []int {
+	if x.offers == nil {
+		x.offers = map[offer][]int{}
+		for s := range x.seats {
+			x.all = append(x.all, s)
+			for k, v := range x.seats[s].Offers {
+				x.offers[offer{k, v}] = append(x.offers[offer{k, v}], s)
+			}
+		}
+	}
+	few := x.all
+	for k, v := range needs {
+		if o := x.offers[offer{k, v}]; len(o) < len(few) {
+			few = o
+		}
+	}
+	return few
+}
+
+// row is a heap of the seats that meet some needs, most free first. Other rows take from the same seats, so an entry may
+// be stale, but only upwards: best repairs the top before it answers.
+type row struct {
+	seats []seen
+	free  []int // by index, the truth, shared by all rows
+}
+
+// seen is a seat as the heap is ordered by.
+type seen struct{ seat, free int }
+
+func newRow(seats, free []int) *row {
+	r := &row{free: free, seats: make([]seen, len(seats))}
+	for i, s := range seats {
+		r.seats[i] = seen{s, free[s]}
 	}
 	heap.Init(r)
 	return r
@@ -92,11 +150,12 @@ func newRow(seats []Seat, free []int, lane job.LaneKey) *row {
 
 func (r *row) best(slots int) (int, bool) {
 	for len(r.seats) > 0 {
-		s := r.seats[0]
-		if r.seen[s] == r.free[s] {
-			return s, r.free[s] >= slots
+		top := &r.seats[0]
+		now := r.free[top.seat]
+		if top.free == now {
+			return top.seat, now >= slots
 		}
-		r.seen[s] = r.free[s]
+		top.free = now
 		heap.Fix(r, 0)
 	}
 	return 0, false
@@ -104,10 +163,10 @@ func (r *row) best(slots int) (int, bool) {
 
 func (r *row) Len() int { return len(r.seats) }
 func (r *row) Less(i, j int) bool {
-	if a, b := r.seen[r.seats[i]], r.seen[r.seats[j]]; a != b {
+	if a, b := r.seats[i].free, r.seats[j].free; a != b {
 		return a > b
 	}
-	return r.seats[i] < r.seats[j]
+	return r.seats[i].seat < r.seats[j].seat
 }
 func (r *row) Swap(i, j int) { r.seats[i], r.seats[j] = r.seats[j], r.seats[i] }
 func (r *row) Push(any)      {} // rows only shrink in value, never in length
@@ -137,13 +196,9 @@ func (f *Fleet) Capacity(lanes []job.LaneKey) (perLane []int, total int) {
 	for i := range seats {
 		total += seats[i].Free
 	}
+	match := matcher{seats: seats}
 	for i, l := range lanes {
-		needs, slots := l.Needs()
-		for s := range seats {
-			if offers(seats[s].Offers, needs) {
-				perLane[i] += seats[s].Free / slots
-			}
-		}
+		perLane[i] = match.lane(l).capacity
 	}
 	return perLane, total
 }
