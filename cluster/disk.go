@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"runtime/debug"
 	"time"
@@ -75,6 +76,9 @@ func openStores(dir string, snapshots int, log *slog.Logger) (_ *stores, err err
 			_ = db.Close()
 		}
 	}()
+	if err := dropUnfinishedSnapshots(dir); err != nil {
+		return nil, fmt.Errorf("open snapshots: %w", err)
+	}
 	snaps, err := raft.NewFileSnapshotStoreWithLogger(dir, snapshots, newRaftLogger(log))
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
@@ -86,6 +90,16 @@ func openStores(dir string, snapshots int, log *slog.Logger) (_ *stores, err err
 	return &stores{log: db, stable: db, snaps: snaps, mark: m, close: func() error {
 		return errors.Join(db.Close(), m.Close())
 	}}, nil
+}
+
+// dropUnfinishedSnapshots removes what a process that was killed had written of a snapshot. Raft's store does not read
+// these, and never removes them.
+func dropUnfinishedSnapshots(dir string) error {
+	left, err := filepath.Glob(filepath.Join(dir, "snapshots", "*.tmp"))
+	for _, path := range left {
+		err = errors.Join(err, os.RemoveAll(path))
+	}
+	return err
 }
 
 // checkMark compares what is on disk with what was there once.

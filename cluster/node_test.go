@@ -376,10 +376,21 @@ func TestSnapshots(t *testing.T) {
 		t.Errorf("%d entries trail", got)
 	}
 	_ = n.Close()
+	// What a process that was killed had written of a snapshot is in nobody's way and does not stay.
+	left := filepath.Join(dir, raftDir, "snapshots", "2-500-1795453024065.tmp")
+	if err := os.MkdirAll(left, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(left, "state.bin"), []byte("MUSTER"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	n = open(t, cfg)
 	awaitLeading(t, n)
 	if got := n.State().Epoch(); int(got) != want {
 		t.Errorf("epoch %d, want %d", got, want)
+	}
+	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an unfinished snapshot stays: %v", err)
 	}
 }
 
