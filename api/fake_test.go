@@ -30,6 +30,7 @@ type node struct {
 	output   map[job.RunID][]chunkOf
 	maintain bool
 	writes   int
+	maxScan  int // rows that one read looks at; 0: all
 
 	born, cancelled []job.RunID
 
@@ -205,16 +206,25 @@ func (n *node) Run(_ context.Context, id job.RunID) (*job.Run, error) {
 	return nil, job.Errorf(job.NotFound, "no_run", "there is no run %s", id)
 }
 
-func (n *node) Runs(_ context.Context, q job.RunQuery) ([]*job.Run, error) {
+func (n *node) Runs(_ context.Context, q job.RunQuery) (p job.RunPage, _ error) {
 	defer n.lock()()
 	var all []*job.Run
 	for _, r := range n.runs {
-		if matches(r, &q) && (q.Before.IsZero() || bytes.Compare(r.ID[:], q.Before[:]) < 0) {
+		if q.Before.IsZero() || bytes.Compare(r.ID[:], q.Before[:]) < 0 {
 			all = append(all, r)
 		}
 	}
 	slices.SortFunc(all, func(x, y *job.Run) int { return bytes.Compare(y.ID[:], x.ID[:]) })
-	return all[:min(len(all), q.Limit)], nil
+	for i, r := range all {
+		if len(p.Runs) == q.Limit || n.maxScan > 0 && i == n.maxScan {
+			p.Next = all[i-1].ID
+			break
+		}
+		if matches(r, &q) {
+			p.Runs = append(p.Runs, r)
+		}
+	}
+	return p, nil
 }
 
 func (n *node) Attempts(_ context.Context, id job.RunID) ([]job.Attempt, error) {

@@ -50,12 +50,9 @@ func (a *API) runsAsTheyAre(ctx context.Context, q job.RunQuery) (runs []*job.Ru
 	if err != nil {
 		return nil, more, err
 	}
-	var horizon job.RunID // below it this page knows nothing
-	if len(stored) == ask.Limit {
-		horizon = stored[len(stored)-1].ID
-	}
-	byID := make(map[job.RunID]*job.Run, len(stored))
-	for _, r := range stored {
+	horizon := stored.Next // below it this page knows nothing
+	byID := make(map[job.RunID]*job.Run, len(stored.Runs))
+	for _, r := range stored.Runs {
 		byID[r.ID] = a.asItIs(r)
 	}
 	if (len(q.States) > 0 || q.Worker != "") && (len(q.States) == 0 || slices.Contains(q.States, job.Running)) {

@@ -172,6 +172,20 @@ func TestRunsAreCancelledAndRetried(t *testing.T) {
 	}
 }
 
+// A store looks at so many rows and no more: what lies behind them is on a later page, and not nowhere.
+func TestAPageThatFindsNothingIsNotTheEnd(t *testing.T) {
+	b := newBench(t)
+	b.withJob(t)
+	ids := b.submitN(t, 10)
+	b.runs[ids[1]].Worker = "w"
+	b.maxScan = 3
+	for _, path := range []string{"/v1/runs?worker=w", "/v1/runs?worker=w&limit=1", "/v1/runs?worker=w&state=queued"} {
+		if got, n := pages(t, b, path); len(got) != 1 || got[0] != ids[1] || n < 3 {
+			t.Errorf("%s: %v on %d pages", path, got, n)
+		}
+	}
+}
+
 // submitN submits n runs whose ids are a second apart, and answers them oldest first.
 func (b *bench) submitN(t testing.TB, n int) []job.RunID {
 	t.Helper()

@@ -34,6 +34,12 @@ type RunQuery struct {
 	Limit     int     // at most 1,000; 0 means 100
 }
 
+// RunPage is a part of what a query selects.
+type RunPage struct {
+	Runs []*Run // newest id first
+	Next RunID  // Before of the page after this one; zero: this is the last. A page may be short, or empty, and not the last
+}
+
 // TickQuery selects ledger rows.
 type TickQuery struct {
 	JobID  JobID

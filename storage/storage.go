@@ -88,8 +88,8 @@ type Moved = job.Moved
 type Reads interface {
 	// Run answers one run, or NotFound.
 	Run(ctx context.Context, id job.RunID) (*job.Run, error)
-	// Runs answers a page, newest id first.
-	Runs(ctx context.Context, q RunQuery) ([]*job.Run, error)
+	// Runs answers a page, and where the next one begins: a store looks at so many rows and no more at once.
+	Runs(ctx context.Context, q RunQuery) (RunPage, error)
 	// Attempts answers the attempts of a run that ended, oldest first; the last or current one is in the run itself.
 	Attempts(ctx context.Context, id job.RunID) ([]job.Attempt, error)
 	// Ticks answers the ledger of one job, newest first.
@@ -100,6 +100,9 @@ type Reads interface {
 
 // RunQuery selects runs.
 type RunQuery = job.RunQuery
+
+// RunPage is a part of what it selects.
+type RunPage = job.RunPage
 
 // TickQuery selects ledger rows.
 type TickQuery = job.TickQuery

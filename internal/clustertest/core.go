@@ -216,11 +216,10 @@ func (c *Core) RunsOf(j *job.Job) []*job.Run {
 		if err != nil {
 			c.t.Fatal(err)
 		}
-		out = append(out, page...)
-		if len(page) < q.Limit {
+		out = append(out, page.Runs...)
+		if q.Before = page.Next; q.Before.IsZero() {
 			break
 		}
-		q.Before = page[len(page)-1].ID
 	}
 	sort.Slice(out, func(a, b int) bool { return string(out[a].ID[:]) < string(out[b].ID[:]) })
 	return out

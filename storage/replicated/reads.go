@@ -136,26 +136,24 @@ func (s *Store) Usage(context.Context) (storage.Usage, error) {
 }
 
 // Runs implements storage.Reads.
-func (s *Store) Runs(_ context.Context, q storage.RunQuery) ([]*job.Run, error) {
+func (s *Store) Runs(_ context.Context, q storage.RunQuery) (page storage.RunPage, err error) {
 	if q.Job != "" && q.Namespace == "" {
-		return nil, job.InvalidField("namespace", "a job is named within a namespace")
+		return page, job.InvalidField("namespace", "a job is named within a namespace")
 	}
 	v := s.state.View()
 	limit := bound(q.Limit, 1000)
-	var page []*job.Run
-	looks := 0
+	looks, last := 0, job.RunID{}
 	for r := range candidates(v, &q) {
 		if q.Since != 0 && job.At(r.ID.Time()) < q.Since {
 			break // ids go down, and the time in them with it
 		}
-		if looks++; looks > MaxScan {
+		if looks == MaxScan || len(page.Runs) == limit {
+			page.Next = last
 			break
 		}
-		if r = leased(v, r); !matches(r, &q) {
-			continue
-		}
-		if page = append(page, r); len(page) == limit {
-			break
+		looks, last = looks+1, r.ID
+		if r = leased(v, r); matches(r, &q) {
+			page.Runs = append(page.Runs, r)
 		}
 	}
 	return page, nil

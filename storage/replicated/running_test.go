@@ -76,7 +76,7 @@ func TestRunsUnderALeaseReadAsRunning(t *testing.T) {
 			t.Fatal(err)
 		}
 		var got []job.RunID
-		for _, r := range page {
+		for _, r := range page.Runs {
 			got = append(got, r.ID)
 		}
 		return got
@@ -229,10 +229,15 @@ func TestScansAreBounded(t *testing.T) {
 		}
 		submit(t, s, runs...)
 	}
-	if page, err := s.Runs(ctx, job.RunQuery{Worker: "w"}); err != nil || len(page) != 0 {
-		t.Fatalf("%d runs, %v", len(page), err)
+	page, err := s.Runs(ctx, job.RunQuery{Worker: "w"})
+	if err != nil || len(page.Runs) != 0 {
+		t.Fatalf("%d runs, %v", len(page.Runs), err)
 	}
-	if page, err := s.Runs(ctx, job.RunQuery{Worker: "w", Until: at}); err != nil || len(page) != 1 {
-		t.Fatalf("narrowed by time: %d runs, %v", len(page), err)
+	// It says so, and where to go on: an empty page is not the end.
+	if page, err = s.Runs(ctx, job.RunQuery{Worker: "w", Before: page.Next}); err != nil || len(page.Runs) != 1 || !page.Next.IsZero() {
+		t.Fatalf("the next page: %d runs, next %s, %v", len(page.Runs), page.Next, err)
+	}
+	if page, err := s.Runs(ctx, job.RunQuery{Worker: "w", Until: at}); err != nil || len(page.Runs) != 1 {
+		t.Fatalf("narrowed by time: %d runs, %v", len(page.Runs), err)
 	}
 }

@@ -211,8 +211,8 @@ func (f *Faulty) Run(ctx context.Context, id job.RunID) (*job.Run, error) {
 }
 
 // Runs implements storage.Store.
-func (f *Faulty) Runs(ctx context.Context, q job.RunQuery) ([]*job.Run, error) {
-	return try(f, Runs, func() ([]*job.Run, error) { return f.of.Runs(ctx, q) })
+func (f *Faulty) Runs(ctx context.Context, q job.RunQuery) (job.RunPage, error) {
+	return try(f, Runs, func() (job.RunPage, error) { return f.of.Runs(ctx, q) })
 }
 
 // Attempts implements storage.Store.

@@ -184,7 +184,7 @@ func (f *fixture) runs(q job.RunQuery) []job.RunID {
 	if err != nil {
 		f.Fatalf("list runs %+v: %v", q, err)
 	}
-	return idsOf(page)
+	return idsOf(page.Runs)
 }
 
 func idsOf(runs []*job.Run) []job.RunID {
