@@ -53,7 +53,7 @@ func (c *Decide) apply(t *tx, _ Meta) Result {
 	for i := range c.Marks {
 		m := &c.Marks[i]
 		old := t.marks.get(m.JobID)
-		if old == nil || old.Version != m.Version || m.At <= old.At {
+		if old == nil || old.Version != m.Version || m.At <= old.At || m.Was != 0 && m.Was != old.At {
 			continue
 		}
 		decided[m.JobID] = old.At

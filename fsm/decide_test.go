@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/hashicorp/raft"
 	"github.com/musterhq/muster/job"
 )
 
@@ -302,4 +303,37 @@ func TestFlagWorker(t *testing.T) {
 	}
 	m.refused(&FlagWorker{Name: "w1", State: job.WorkerGone}, job.Invalid)
 	m.refused(&FlagWorker{State: job.WorkerReady}, job.Invalid)
+}
+
+func TestAMarkMovesOnlyFromWhereItWasDecidedFrom(t *testing.T) {
+	t.Parallel()
+	s := New()
+	id := job.MakeJobID(time.Unix(1_800_000_000, 0), [10]byte{1})
+	t0 := job.At(time.Unix(1_800_000_000, 0))
+	apply := func(at job.Instant, c Command) Result {
+		t.Helper()
+		data, err := EncodeEntry(Origin{}, at, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Apply(&raft.Log{Index: s.Index() + 1, Type: raft.LogCommand, Data: data}).([]Result)[0]
+	}
+	apply(t0, &RaiseEpoch{})
+	apply(t0, &PutSchedule{JobID: id, Namespace: "n", Job: "j", Version: 1, Schedule: []byte(`{"cron":"@every 1m"}`)})
+	tick := func(at job.Instant) []job.Tick {
+		return []job.Tick{{JobID: id, Version: 1, ScheduledAt: at, Disposition: job.TickRun, DecidedAt: at}}
+	}
+	decide := func(was, at job.Instant) int {
+		r := apply(at, &Decide{Epoch: 1, Ticks: tick(at), Marks: []job.MarkMove{{JobID: id, Version: 1, At: at, Was: was}}})
+		if r.Err != nil {
+			t.Fatal(r.Err)
+		}
+		return len(r.Value.([]job.Tick))
+	}
+	if n := decide(t0+30, t0+60); n != 0 {
+		t.Fatal("a decision from another mark was recorded: it could hide a tick between (D2)")
+	}
+	if n := decide(t0, t0+60); n != 1 {
+		t.Fatal("a decision from the mark as it stands was refused")
+	}
 }

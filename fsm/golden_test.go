@@ -38,12 +38,13 @@ func sampleAttempt() *job.Attempt {
 // samples has one command of each kind in its current version, every field set. When a kind gets a new version, its old
 // sample stays in an own test that decodes the old golden file.
 func samples() []Command {
+	fence := job.MakeFence(1, 2)
 	id := job.JobID(numbered(3))
 	return []Command{
 		&RaiseEpoch{AtLeast: 7},
 		&Grant{Epoch: 1, Ended: []job.EndedGrant{{RunID: numbered(2), Fence: 1<<32 | 1}},
 			Grants: []job.Grant{{RunID: numbered(1), Fence: 1<<32 | 2, Attempt: 3, Worker: "w", Boot: "b", GrantedAt: t0, Slots: 2, Lane: "ns|@exec=|", JobID: id}}},
-		&Decide{Epoch: 1, Ticks: []job.Tick{sampleTick()}, Marks: []job.MarkMove{{JobID: id, Version: 4, At: t0 + 60}}, Stored: []job.TickKey{{JobID: id, ScheduledAt: t0 - 60}}},
+		&Decide{Epoch: 1, Ticks: []job.Tick{sampleTick()}, Marks: []job.MarkMove{{JobID: id, Version: 4, At: t0 + 60, Was: t0 + 30}}, Stored: []job.TickKey{{JobID: id, ScheduledAt: t0 - 60}}},
 		&PutSchedule{JobID: id, Namespace: "ns", Job: "job", Version: 4, Schedule: []byte(`{"cron":"* * * * *"}`), Overlap: job.OverlapQueueTick, StartDeadline: 600},
 		&DropSchedule{JobID: id, Version: 4},
 		&PauseJob{JobID: id, Paused: true},
@@ -58,7 +59,7 @@ func samples() []Command {
 		&Cancel{Intents: []job.CancelIntent{{ID: numbered(1), At: t0}}},
 		&StoreTicks{Epoch: 1, Ticks: []job.Tick{sampleTick()}},
 		&Move{Epoch: 1, Moves: []job.Move{{ID: numbered(1), State: job.Scheduled, Reason: job.RetryBackoff, Fence: 1<<32 | 7, Attempt: 1, Losses: 1, Worker: "w",
-			ReadyAt: t0 + 1, QueuedAt: t0 + 2, StartedAt: t0 + 3, FinishedAt: t0 + 4, Result: []byte(`{}`), Error: "error", ExitCode: 3, Ended: sampleAttempt(), Failures: 1}}},
+			ReadyAt: t0 + 1, QueuedAt: t0 + 2, StartedAt: t0 + 3, FinishedAt: t0 + 4, Result: []byte(`{}`), Error: "error", ExitCode: 3, Ended: sampleAttempt(), Failures: 1, IfFence: &fence}}},
 		&Prune{Epoch: 1, Before: t0, Limit: 100},
 	}
 }

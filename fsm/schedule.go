@@ -65,7 +65,7 @@ func (c *PutSchedule) apply(t *tx, m Meta) Result {
 }
 
 // DropSchedule makes a job tick no longer: it was deleted, or its version from Version on has no schedule. A mark of a
-// version above Version stays; 0 means whichever. It answers nothing.
+// version above Version stays; 0 means that the job is deleted, and ends its pause too. It answers nothing.
 type DropSchedule struct {
 	JobID   job.JobID `cbor:"1,keyasint"`
 	Version uint64    `cbor:"2,keyasint,omitempty"`
@@ -79,6 +79,11 @@ func (*DropSchedule) Size() int { return 40 }
 
 func (c *DropSchedule) apply(t *tx, _ Meta) Result {
 	old := t.marks.get(c.JobID)
+	if c.Version == 0 { // the job is gone: nobody could resume it, and what it held must go on
+		if changed, _ := t.setFlag(jobFlag(c.JobID), "", false); changed {
+			t.scheduleChanged(c.JobID)
+		}
+	}
 	if old == nil || c.Version != 0 && old.Version > c.Version {
 		return Result{}
 	}

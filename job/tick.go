@@ -51,11 +51,13 @@ type EarlierVersion struct {
 	StartDeadline Duration `cbor:"5,keyasint,omitempty"`
 }
 
-// MarkMove advances one mark. It applies only while the mark is of that version and not at or past At already.
+// MarkMove advances one mark. It applies only while the mark is of that version, stands where the decision found it, and
+// is not at or past At already: a stale decision can then never hide a tick.
 type MarkMove struct {
 	JobID   JobID   `cbor:"1,keyasint"`
 	Version uint64  `cbor:"2,keyasint"`
 	At      Instant `cbor:"3,keyasint"`
+	Was     Instant `cbor:"4,keyasint,omitempty"` // Mark.At as it was decided from; 0: wherever it stands
 }
 
 // TickKey names a tick.

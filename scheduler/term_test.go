@@ -426,8 +426,8 @@ func TestTicks(t *testing.T) {
 			if len(runs) != 3 {
 				t.Fatalf("%d runs", len(runs))
 			}
-			expectState(t, runs[0], job.Cancelled, job.CancelRequested)
-			expectState(t, runs[1], job.Cancelled, job.CancelRequested)
+			expectState(t, runs[0], job.Cancelled, job.OverlapReplaced)
+			expectState(t, runs[1], job.Cancelled, job.OverlapReplaced)
 			expectState(t, runs[2], job.Running, job.NoReason)
 			noTwoAtOnce(t, c.Workers.Starts())
 		})
@@ -469,6 +469,21 @@ func TestTicks(t *testing.T) {
 			time.Sleep(10 * time.Second)
 			expectState(t, c.Run(r.ID), job.Held, job.JobPaused)
 			must(t, c.Control.ResumeJob(context.Background(), j.ID))
+			time.Sleep(10 * time.Second)
+			expectState(t, c.Run(r.ID), job.Succeeded, job.NoReason)
+		})
+	})
+	t.Run("what a paused job held goes on when the job is deleted", func(t *testing.T) {
+		in(t, func(t *testing.T, c *clustertest.Core) {
+			j := c.Apply(`{name: some, exec: {command: [work]}}`)
+			must(t, c.Control.PauseJob(context.Background(), j.ID))
+			c.Workers.Add(worker("w", 5), clustertest.Succeed(0))
+			r := c.Submit(job.Submission{Job: "some"}, j)
+			time.Sleep(10 * time.Second)
+			expectState(t, c.Run(r.ID), job.Held, job.JobPaused)
+			_, err := c.Store.DeleteJob(context.Background(), "default", "some", 0)
+			must(t, err)
+			must(t, c.Control.DropSchedule(context.Background(), j.ID, 0))
 			time.Sleep(10 * time.Second)
 			expectState(t, c.Run(r.ID), job.Succeeded, job.NoReason)
 		})

@@ -288,7 +288,7 @@ func (c *Clock) Step(ctx context.Context) (int, error) {
 			break
 		}
 		ticks = append(ticks, decided...)
-		marks = append(marks, job.MarkMove{JobID: e.mark.JobID, Version: e.mark.Version, At: now})
+		marks = append(marks, job.MarkMove{JobID: e.mark.JobID, Version: e.mark.Version, At: now, Was: e.mark.At})
 	}
 	stored := c.takeStored()
 	if len(batch) == 0 && len(stored) < maxTicks {

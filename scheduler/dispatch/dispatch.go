@@ -227,7 +227,7 @@ func (d *Dispatcher) setLimit(lane job.LaneKey, limit int) {
 
 // NotNow says how a live run without a lease must move instead of starting, if it must.
 func NotNow(r *job.Run, paused job.Reason, now job.Instant) (job.Move, bool) {
-	m := job.Move{ID: r.ID, FinishedAt: now}
+	m := job.Move{ID: r.ID, FinishedAt: now, IfFence: &r.Fence}
 	switch {
 	case r.CancelAt != 0:
 		m.State, m.Reason = job.Cancelled, job.CancelRequested
@@ -298,6 +298,7 @@ func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, no
 	for i, ok := range written {
 		if !ok && d.Fleet.End(grants[i].RunID, grants[i].Fence) { // never written, so never started (L3)
 			back = append(back, placed[i].Run.Entry())
+			d.Fleet.Undeliverable(sessions[i])
 		}
 	}
 	d.pushBack(ctx, back)

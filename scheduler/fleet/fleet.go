@@ -44,6 +44,7 @@ type worker struct {
 	connectedAt job.Instant
 	seenAt      job.Instant
 	goneSince   time.Duration
+	shunned     time.Duration           // no seat before this moment: its stream took nothing
 	fences      map[job.Fence]job.RunID // its leases
 }
 
@@ -61,8 +62,8 @@ type Lease struct {
 }
 
 type reservation struct {
-	grant  job.Grant
-	cancel bool // asked for while the grant was on its way
+	grant job.Grant
+	stop  job.Reason // asked for while the grant was on its way
 }
 
 type holdKey struct{ namespace, key string }
@@ -188,6 +189,18 @@ func (f *Fleet) Detach(session job.SessionID) {
 func (f *Fleet) forget(w *worker) {
 	if w.session == "" && len(w.fences) == 0 && w.used == 0 { // used: grants on their way
 		delete(f.workers, w.hello.Name)
+	}
+}
+
+// shunFor is how long a worker gets nothing after its stream took nothing: each try costs two entries in Raft.
+const shunFor = time.Second
+
+// Undeliverable notes that a session's stream took nothing.
+func (f *Fleet) Undeliverable(session job.SessionID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if w := f.sessions[session]; w != nil {
+		w.shunned = f.elapsed() + shunFor
 	}
 }
 
@@ -396,7 +409,7 @@ func (f *Fleet) Stop(id job.RunID, why job.Reason) (order *job.StopOrder, pendin
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if r := f.reserved[id]; r != nil {
-		r.cancel = true
+		r.stop = why
 		return nil, true
 	}
 	l := f.leases[id]

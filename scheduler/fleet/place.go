@@ -176,7 +176,7 @@ func (r *row) Pop() any      { return nil }
 func (f *Fleet) seats() []Seat {
 	out := make([]Seat, 0, len(f.sessions))
 	for name, w := range f.workers {
-		if w.session == "" || f.flag(name) != job.WorkerReady {
+		if w.session == "" || f.flag(name) != job.WorkerReady || f.elapsed() < w.shunned {
 			continue
 		}
 		if n := w.hello.Slots - w.used; n > 0 {
@@ -259,9 +259,9 @@ func (f *Fleet) Open(leases []Lease) (stops []job.StopOrder) {
 		l := leases[i]
 		r := f.unreserve(&l.Grant)
 		f.open(&l)
-		if r != nil && r.cancel {
-			f.leases[l.RunID].Stopping = job.CancelRequested
-			stops = append(stops, job.StopOrder{Session: l.Session, RunID: l.RunID, Fence: l.Fence, Reason: job.CancelRequested})
+		if r != nil && r.stop != job.NoReason {
+			f.leases[l.RunID].Stopping = r.stop
+			stops = append(stops, job.StopOrder{Session: l.Session, RunID: l.RunID, Fence: l.Fence, Reason: r.stop})
 		}
 	}
 	return stops

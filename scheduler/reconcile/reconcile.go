@@ -21,7 +21,7 @@ const (
 
 	page    = 1000
 	recent  = time.Minute // births younger than this are looked at each time: their hints may be lost
-	maxRows = 20_000      // of older runs, looked at each time; the cursor goes round
+	maxRows = 100_000     // of older runs, looked at each time; the cursor goes round
 )
 
 // Store is what is read.
@@ -69,7 +69,7 @@ type Reconciler struct {
 // Init must be called before any other method.
 func (r *Reconciler) Init() { r.kick = make(chan struct{}, 1) }
 
-// Kick makes Run look at once, as after a job was resumed.
+// Kick makes Run look at all live runs at once, as after a job was resumed.
 func (r *Reconciler) Kick() {
 	select {
 	case r.kick <- struct{}{}:
@@ -97,6 +97,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 			return nil
 		case <-t.C:
 		case <-r.kick:
+			all = true
 		}
 	}
 }

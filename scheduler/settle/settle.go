@@ -338,8 +338,8 @@ func (s *Settler) decide(ctx context.Context, w *settling, now job.Instant) (job
 		if o.StartedAt == 0 {
 			o.StartedAt = w.lease.StartedAt
 		}
-		if w.lease.Stopping == job.CancelRequested && o.Kind != job.AttemptSucceeded {
-			o.Kind, o.Reason = job.AttemptCancelled, job.CancelRequested
+		if why := w.lease.Stopping; (why == job.CancelRequested || why == job.OverlapReplaced) && o.Kind != job.AttemptSucceeded {
+			o.Kind, o.Reason = job.AttemptCancelled, why
 		}
 	}
 	return job.AfterAttempt(w.run, job.AttemptPolicy{Retry: spec.Retry, OnWorkerLost: spec.OnWorkerLost}, &o, now, s.Jitter()), nil

@@ -11,8 +11,9 @@ import (
 	"github.com/musterhq/muster/job"
 )
 
-// DefaultMaxLane bounds the entries of one lane; the rest of a longer backlog stays in the store (Q2).
-const DefaultMaxLane = 50_000
+// DefaultMaxLane bounds the entries of one lane; the rest of a longer backlog stays in the store (Q2). All live runs that
+// the embedded store takes fit, at about 150 bytes each, so with it the order of a lane is exact.
+const DefaultMaxLane = 500_000
 
 // Queue implements storage.Queue. The zero value is not usable; call New.
 type Queue struct {
