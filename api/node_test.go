@@ -422,7 +422,7 @@ func TestTheClientSpeaksTheAPI(t *testing.T) {
 		t.Fatalf("create again: %v", err)
 	}
 	doc.Priority = new(int)
-	j, err = c.ChangeJob(ctx, doc, j.Version)
+	_, err = c.ChangeJob(ctx, doc, j.Version)
 	must("change", err)
 	_, err = c.ChangeJob(ctx, doc, 1)
 	if e := job.AsError(err); e.Code != job.Conflict || e.Reason != reasonPrecondition {

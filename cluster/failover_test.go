@@ -22,7 +22,6 @@ type trio struct {
 	disks [3]*sickDisk
 	mem   [3]*Memory
 	trans [3]*raft.InmemTransport
-	terms atomic.Int32 // leader's work that is running, of all nodes
 	led   atomic.Int32 // terms begun
 }
 

@@ -37,7 +37,6 @@ type driver struct {
 	s     *State
 	index uint64
 	bytes int
-	held  []*raft.Log
 }
 
 func (d *driver) log(at job.Instant, commands ...Command) *raft.Log {

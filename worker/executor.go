@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
-	"slices"
 	"time"
 
 	"github.com/musterhq/muster/job"
@@ -157,9 +156,4 @@ func stopped(o *job.Outcome, a *job.Assignment, s *Stop) job.Outcome {
 		o.Kind, o.Reason, o.Error = job.AttemptReturned, job.WorkerStopped, "the attempt was stopped because its worker shuts down"
 	}
 	return *o
-}
-
-// matchAny tells whether one of the words is "*" or exactly s.
-func matchAny(words []string, s string) bool {
-	return slices.Contains(words, "*") || slices.Contains(words, s)
 }

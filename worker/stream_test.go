@@ -24,7 +24,6 @@ type node struct {
 }
 
 type nodeStream struct {
-	t   testing.TB
 	rpc *connect.BidiStream[workerpb.WorkerMessage, workerpb.NodeMessage]
 }
 

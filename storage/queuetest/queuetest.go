@@ -4,7 +4,6 @@ package queuetest
 
 import (
 	"context"
-	"fmt"
 	"testing"
 	"time"
 
@@ -208,7 +207,7 @@ func Run(t *testing.T, o Options) {
 			}
 			for _, e := range got {
 				if o := job.Order(e.ReadyAt, e.Priority); o < last {
-					t.Fatal(fmt.Sprintf("entry %d popped after a later one", n))
+					t.Fatalf("entry %d popped after a later one", n)
 				} else {
 					last = o
 				}
