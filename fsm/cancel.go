@@ -26,6 +26,9 @@ func (c *Cancel) apply(t *tx, m Meta) Result {
 			if n.CancelAt = intent.At; n.CancelAt == 0 {
 				n.CancelAt = m.At
 			}
+			if n.CancelReason = intent.Reason; n.CancelReason == job.CancelRequested {
+				n.CancelReason = job.NoReason
+			}
 			t.replaceLive(r, &n)
 			r = &n
 		}

@@ -22,7 +22,7 @@ func sampleRun() *job.Run {
 		CreatedAt: t0 + 1, ReadyAt: t0 + 2, QueuedAt: t0 + 3, StartedAt: t0 + 4, FinishedAt: t0 + 5, DeadlineAt: t0 + 6, Payload: []byte(`{"p":1}`),
 		Result: []byte(`{"r":1}`), Error: "error", ExitCode: -1, Labels: map[string]string{"b": "2", "a": "1"}, Home: job.HomeQuorum, Lane: "ns|@exec=|",
 		Spec: []byte(`{}`), Key: "key", RetryOf: numbered(5), CanonicalID: numbered(6), CancelAt: t0 + 7, Fence: 1<<32 | 8, BackfillID: "bf",
-		BodyHash: []byte{1, 2}, StartBy: t0 + 9, Failures: 1}
+		BodyHash: []byte{1, 2}, StartBy: t0 + 9, Failures: 1, CancelReason: job.OverlapReplaced}
 }
 
 func sampleTick() job.Tick {
@@ -56,7 +56,7 @@ func samples() []Command {
 		&PutJob{ID: id, Namespace: "ns", Name: "job", Document: []byte(`{}`), IfVersion: 3, NewOnly: true, At: t0},
 		&DeleteJob{Namespace: "ns", Name: "job", IfVersion: 4},
 		&Submit{Runs: []*job.Run{sampleRun()}},
-		&Cancel{Intents: []job.CancelIntent{{ID: numbered(1), At: t0}}},
+		&Cancel{Intents: []job.CancelIntent{{ID: numbered(1), At: t0, Reason: job.OverlapReplaced}}},
 		&StoreTicks{Epoch: 1, Ticks: []job.Tick{sampleTick()}},
 		&Move{Epoch: 1, Moves: []job.Move{{ID: numbered(1), State: job.Scheduled, Reason: job.RetryBackoff, Fence: 1<<32 | 7, Attempt: 1, Losses: 1, Worker: "w",
 			ReadyAt: t0 + 1, QueuedAt: t0 + 2, StartedAt: t0 + 3, FinishedAt: t0 + 4, Result: []byte(`{}`), Error: "error", ExitCode: 3, Ended: sampleAttempt(), Failures: 1, IfFence: &fence}}},

@@ -104,7 +104,7 @@ var runNumbers = map[string]string{
 	"16": "CreatedAt", "17": "ReadyAt", "18": "QueuedAt", "19": "StartedAt", "20": "FinishedAt", "21": "DeadlineAt",
 	"22": "Payload", "23": "Result", "24": "Error", "25": "ExitCode", "26": "Labels", "27": "Home", "28": "Lane", "29": "Spec",
 	"30": "Key", "31": "RetryOf", "32": "CanonicalID", "33": "CancelAt", "34": "Fence", "35": "BackfillID", "36": "Failures",
-	"37": "BodyHash", "38": "StartBy",
+	"37": "BodyHash", "38": "StartBy", "39": "CancelReason",
 }
 
 func TestRunKeepsItsNumbers(t *testing.T) {

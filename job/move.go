@@ -89,8 +89,11 @@ func (m *Move) Apply(r *Run) (*Run, bool) {
 	if !n.State.Terminal() {
 		n.FinishedAt = 0
 		if r.CancelAt != 0 {
-			n.State, n.Reason, n.FinishedAt = Cancelled, CancelRequested, max(m.QueuedAt, m.ReadyAt, m.FinishedAt, r.CancelAt)
+			n.State, n.FinishedAt = Cancelled, max(m.QueuedAt, m.ReadyAt, m.FinishedAt, r.CancelAt)
 		}
+	}
+	if n.State == Cancelled && r.CancelAt != 0 {
+		n.Reason = cmpOr(r.CancelReason, CancelRequested) // the row knows, whoever made the move
 	}
 	return &n, true
 }

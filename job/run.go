@@ -48,6 +48,8 @@ type Run struct {
 	BodyHash    []byte            `json:"-" cbor:"37,keyasint,omitempty"`                  // of the submitted body; set with Key
 	StartBy     Instant           `json:"start_by,omitempty" cbor:"38,keyasint,omitempty"` // no first attempt starts after it
 	Failures    uint32            `json:"failures,omitempty" cbor:"36,keyasint,omitempty"` // attempts that count against max_attempts
+	// CancelReason is why CancelAt was set; none: somebody asked.
+	CancelReason Reason `json:"-" cbor:"39,keyasint,omitempty"`
 }
 
 // MarshalJSON fills in what a root run leaves out on disk.
@@ -226,4 +228,6 @@ type Receipt struct {
 type CancelIntent struct {
 	ID RunID   `cbor:"1,keyasint"`
 	At Instant `cbor:"2,keyasint"`
+	// Reason is CancelRequested, the default, or OverlapReplaced.
+	Reason Reason `cbor:"3,keyasint,omitempty"`
 }

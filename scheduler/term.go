@@ -278,7 +278,7 @@ func (t *Term) replace(ctx context.Context, ids []job.RunID) error {
 	now := job.At(t.Clock.Now())
 	intents := make([]job.CancelIntent, len(ids))
 	for i, id := range ids {
-		intents[i] = job.CancelIntent{ID: id, At: now}
+		intents[i] = job.CancelIntent{ID: id, At: now, Reason: job.OverlapReplaced}
 	}
 	if _, err := t.Store.Cancel(ctx, intents); err != nil {
 		return err
