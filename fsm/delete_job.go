@@ -3,7 +3,7 @@ package fsm
 import "github.com/musterhq/muster/job"
 
 // DeleteJob removes a job of the embedded store with its versions. Runs stay, and so do the versions that live ones need
-// and the pause that holds them until the last of them ended. It answers the *job.Job that was deleted.
+// until the last of them ended. It answers the *job.Job that was deleted.
 type DeleteJob struct {
 	Namespace string `cbor:"1,keyasint"`
 	Name      string `cbor:"2,keyasint"`
@@ -43,6 +43,5 @@ func (c *DeleteJob) apply(t *tx, _ Meta) Result {
 		}
 	}
 	t.jobs.del(old)
-	t.forgetPause(old.ID)
 	return Result{Value: &gone}
 }

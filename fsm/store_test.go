@@ -240,33 +240,6 @@ func TestVersionsAreKeptWhileNeeded(t *testing.T) {
 	}
 }
 
-// TestThePauseOfADeletedJob: it holds what is left of the job's runs, and goes with the last of them.
-func TestThePauseOfADeletedJob(t *testing.T) {
-	m := newMachine(t)
-	for n := range 2 {
-		m.putJob(n, document)
-		m.do(&PauseJob{JobID: jobNumbered(n), Paused: true})
-	}
-	of := func(version uint64) func(*job.Run) {
-		return func(r *job.Run) { r.JobID, r.Job, r.JobVersion = jobNumbered(1), "job-1", version }
-	}
-	m.submit(m.born(1, of(1)))
-	m.putJob(1, strings.Replace(document, "true", "false", 1))
-	m.submit(m.born(2, of(2)))
-	m.do(&DeleteJob{Namespace: "default", Name: "job-0"})
-	m.do(&DeleteJob{Namespace: "default", Name: "job-1"})
-	paused := func(n int) bool { return m.View().Paused(jobNumbered(n), "default") == job.JobPaused }
-	if paused(0) || !paused(1) {
-		t.Fatalf("paused: %v without runs, %v with two", paused(0), paused(1))
-	}
-	if m.ends(2, fence(0, 1)); !paused(1) {
-		t.Fatal("the last run is not held any more")
-	}
-	if m.ends(1, fence(0, 2)); m.View().flags.tree.Len() != 0 {
-		t.Fatal("a pause stays that nobody can end")
-	}
-}
-
 func TestAttemptsAreBounded(t *testing.T) {
 	m := newMachine(t)
 	m.submit(m.born(1))

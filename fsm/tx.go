@@ -69,21 +69,6 @@ func (t *tx) pin(r *job.Run, by int) {
 	if v.Orphan || j != nil && j.ID == v.JobID && v.Version+KeptVersions <= j.Version {
 		t.dropVersion(v)
 	}
-	if v.Orphan {
-		t.forgetPause(v.JobID)
-	}
-}
-
-// forgetPause drops the pause of a job that was deleted and has no live run, which nobody could end any more: pauses are
-// bounded in number.
-func (t *tx) forgetPause(id job.JobID) {
-	for p := range t.pins.ascend(versionID{job: id}) {
-		if p.JobID == id {
-			return
-		}
-		break
-	}
-	t.setFlag(jobFlag(id), "", false)
 }
 
 func (t *tx) putVersion(v *versionRow) {
