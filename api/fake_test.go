@@ -111,16 +111,25 @@ func (n *node) Job(_ context.Context, ns, name string) (*job.Job, error) {
 	return nil, job.Errorf(job.NotFound, "no_job", "there is no job %s in the namespace %s", name, ns)
 }
 
-func (n *node) Jobs(_ context.Context, q job.JobQuery) ([]*job.Job, error) {
+func (n *node) Jobs(_ context.Context, q job.JobQuery) (p job.JobPage, _ error) {
 	defer n.lock()()
 	var all []*job.Job
 	for _, j := range n.jobs {
-		if j.Namespace == q.Namespace && j.Name > q.After && hasLabels(j.Spec.Labels, q.Labels) {
+		if j.Namespace == q.Namespace && j.Name > q.After {
 			all = append(all, j)
 		}
 	}
 	slices.SortFunc(all, func(x, y *job.Job) int { return strings.Compare(x.Name, y.Name) })
-	return all[:min(len(all), q.Limit)], nil
+	for i, j := range all {
+		if len(p.Jobs) == q.Limit || n.maxScan > 0 && i == n.maxScan {
+			p.Next = all[i-1].Name
+			break
+		}
+		if hasLabels(j.Spec.Labels, q.Labels) {
+			p.Jobs = append(p.Jobs, j)
+		}
+	}
+	return p, nil
 }
 
 func (n *node) Version(_ context.Context, id job.JobID, version uint64) (*job.Version, error) {

@@ -76,7 +76,7 @@ func (a *API) listJobs(rq *request, in *inJobs) error {
 	if err != nil {
 		return err
 	}
-	q := job.JobQuery{Namespace: rq.namespace, Limit: limit + 1}
+	q := job.JobQuery{Namespace: rq.namespace, Limit: limit}
 	if q.Labels, err = readLabels("label", in.Label); err != nil {
 		return err
 	}
@@ -88,18 +88,16 @@ func (a *API) listJobs(rq *request, in *inJobs) error {
 		}
 		q.After = string(after)
 	}
-	// A store answers at most MaxPage, so a full page of that size is taken to have a successor.
-	q.Limit = min(q.Limit, MaxPage)
 	jobs, err := a.Store.Jobs(rq.ctx, q)
 	if err != nil {
 		return err
 	}
 	p := page[*job.Job]{Items: []*job.Job{}}
-	for _, j := range jobs[:min(len(jobs), limit)] {
+	for _, j := range jobs.Jobs {
 		p.Items = append(p.Items, a.present(j))
 	}
-	if len(jobs) > limit || len(jobs) == MaxPage {
-		p.NextCursor = makeCursor(jobCursor, filters, []byte(p.Items[len(p.Items)-1].Name))
+	if jobs.Next != "" {
+		p.NextCursor = makeCursor(jobCursor, filters, []byte(jobs.Next))
 	}
 	return rq.json(http.StatusOK, p)
 }

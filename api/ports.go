@@ -21,7 +21,7 @@ type Definitions interface {
 	PutJob(ctx context.Context, p job.PutJob) (*job.Job, error)
 	DeleteJob(ctx context.Context, namespace, name string, ifVersion uint64) (*job.Job, error)
 	Job(ctx context.Context, namespace, name string) (*job.Job, error)
-	Jobs(ctx context.Context, q job.JobQuery) ([]*job.Job, error)
+	Jobs(ctx context.Context, q job.JobQuery) (job.JobPage, error)
 	Version(ctx context.Context, id job.JobID, version uint64) (*job.Version, error)
 	Versions(ctx context.Context, namespace, name string, limit int) ([]*job.Version, error)
 }

@@ -184,6 +184,16 @@ func TestAPageThatFindsNothingIsNotTheEnd(t *testing.T) {
 			t.Errorf("%s: %v on %d pages", path, got, n)
 		}
 	}
+	for _, name := range []string{"a", "b", "c", "d"} {
+		want[job.Job](t, b, 201, "POST", "/v1/jobs", `{"name":"`+name+`","exec":{"command":["true"]}}`)
+	}
+	p := want[page[job.Job]](t, b, 200, "GET", "/v1/jobs?label=team=billing", "")
+	if len(p.Items) != 0 || p.NextCursor == "" {
+		t.Fatalf("jobs: %d and %q", len(p.Items), p.NextCursor)
+	}
+	if p = want[page[job.Job]](t, b, 200, "GET", "/v1/jobs?label=team=billing&cursor="+p.NextCursor, ""); len(p.Items) != 1 || p.NextCursor != "" {
+		t.Fatalf("jobs on the next page: %d and %q", len(p.Items), p.NextCursor)
+	}
 }
 
 // submitN submits n runs whose ids are a second apart, and answers them oldest first.

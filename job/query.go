@@ -20,6 +20,12 @@ type JobQuery struct {
 	Limit     int               // at most 1,000; 0 means 100
 }
 
+// JobPage is a part of what a query selects.
+type JobPage struct {
+	Jobs []*Job // by name
+	Next string // After of the page after this one; "": this is the last. A page may be short, or empty, and not the last
+}
+
 // RunQuery selects runs. Filters combine with and; the zero value selects every root run.
 type RunQuery struct {
 	Namespace string // "" means all

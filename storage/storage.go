@@ -35,8 +35,8 @@ type Definitions interface {
 	DeleteJob(ctx context.Context, namespace, name string, ifVersion uint64) (*job.Job, error)
 	// Job answers one job with its current document, or NotFound.
 	Job(ctx context.Context, namespace, name string) (*job.Job, error)
-	// Jobs answers a page ordered by name.
-	Jobs(ctx context.Context, q JobQuery) ([]*job.Job, error)
+	// Jobs answers a page ordered by name, and where the next one begins.
+	Jobs(ctx context.Context, q JobQuery) (JobPage, error)
 	// Version answers one version by the job's id, for runs that are pinned to it; also of a deleted job as long as a
 	// live run needs it. NotFound otherwise.
 	Version(ctx context.Context, id job.JobID, version uint64) (*job.Version, error)
@@ -49,6 +49,9 @@ type PutJob = job.PutJob
 
 // JobQuery selects jobs.
 type JobQuery = job.JobQuery
+
+// JobPage is a part of what it selects.
+type JobPage = job.JobPage
 
 // Births is what any node may write (S4). Births and intents commute.
 type Births interface {

@@ -23,19 +23,17 @@ func (s *Store) Job(_ context.Context, namespace, name string) (*job.Job, error)
 }
 
 // Jobs implements storage.Definitions.
-func (s *Store) Jobs(_ context.Context, q storage.JobQuery) ([]*job.Job, error) {
+func (s *Store) Jobs(_ context.Context, q storage.JobQuery) (page storage.JobPage, _ error) {
 	limit := bound(q.Limit, 1000)
-	var page []*job.Job
-	looks := 0
+	looks, last := 0, ""
 	for j := range s.state.View().Jobs(q.Namespace, q.After) {
-		if looks++; looks > MaxScan {
+		if looks == MaxScan || len(page.Jobs) == limit {
+			page.Next = last
 			break
 		}
-		if j.Spec != nil && !carries(j.Spec.Labels, q.Labels) {
-			continue
-		}
-		if page = append(page, j); len(page) == limit {
-			break
+		looks, last = looks+1, j.Name
+		if j.Spec == nil || carries(j.Spec.Labels, q.Labels) {
+			page.Jobs = append(page.Jobs, j)
 		}
 	}
 	return page, nil

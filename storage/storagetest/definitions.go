@@ -141,7 +141,7 @@ var definitions = []testCase{
 			q.Namespace = "default"
 			page, err := f.Jobs(f.ctx, q)
 			f.code("list jobs", err, "")
-			for _, j := range page {
+			for _, j := range page.Jobs {
 				if j.Spec == nil {
 					f.Fatalf("job %s has no document", j.Name)
 				}

@@ -145,8 +145,8 @@ func (f *Faulty) Job(ctx context.Context, namespace, name string) (*job.Job, err
 }
 
 // Jobs implements storage.Store.
-func (f *Faulty) Jobs(ctx context.Context, q job.JobQuery) ([]*job.Job, error) {
-	return try(f, Jobs, func() ([]*job.Job, error) { return f.of.Jobs(ctx, q) })
+func (f *Faulty) Jobs(ctx context.Context, q job.JobQuery) (job.JobPage, error) {
+	return try(f, Jobs, func() (job.JobPage, error) { return f.of.Jobs(ctx, q) })
 }
 
 // Version implements storage.Store.
