@@ -343,7 +343,7 @@ func (t *Term) Heartbeat(session job.SessionID, running []job.Fence) []job.Fence
 }
 
 // Started tells when attempts began.
-func (t *Term) Started(_ job.SessionID, s []job.Started) { t.fleet.Started(s) }
+func (t *Term) Started(session job.SessionID, s []job.Started) { t.fleet.Started(session, s) }
 
 // Finished brings results. It blocks while the settler has too many to do.
 func (t *Term) Finished(session job.SessionID, outcomes []job.Outcome) {

@@ -571,6 +571,40 @@ func TestARunFreedByAHelloIsQueuedAtOnce(t *testing.T) {
 	})
 }
 
+// A worker's word counts for what was granted to it, whatever run and fence it names.
+func TestAWorkerSettlesOnlyItsOwn(t *testing.T) {
+	in(t, func(t *testing.T, c *clustertest.Core) {
+		c.Workers.Add(worker("honest", 1), clustertest.Succeed(time.Minute))
+		running := c.Submit(job.Submission{Spec: c.Spec(plain)}, nil)
+		queued := c.Submit(job.Submission{Spec: c.Spec(`{exec: {command: [work]}, retry: {max_attempts: 9}}`), RunAt: job.At(time.Now().Add(time.Hour))}, nil)
+		time.Sleep(time.Second)
+		fence := c.Workers.Starts()[0].Fence
+		term := c.Term()
+		_, err := term.Attach(context.Background(), "forged", "node", job.WorkerHello{Name: "liar", Boot: "1", DataID: "liar", Slots: 1})
+		must(t, err)
+		for _, f := range []job.Fence{fence, fence + 1, 1 << 63} {
+			for _, id := range []job.RunID{running.ID, queued.ID} {
+				for _, k := range []job.OutcomeKind{job.AttemptSucceeded, job.AttemptFailed, job.AttemptLost, job.AttemptReturned} {
+					term.Finished("forged", []job.Outcome{{RunID: id, Fence: f, Attempt: 1, Worker: "honest", Kind: k}})
+				}
+			}
+		}
+		term.Started("forged", []job.Started{{RunID: running.ID, Fence: fence, At: 1}})
+		time.Sleep(time.Second)
+		expectState(t, c.Run(running.ID), job.Running, job.NoReason)
+		expectState(t, c.Run(queued.ID), job.Scheduled, job.Delayed)
+		if l, _ := term.Lease(running.ID); l.StartedAt == 1 {
+			t.Fatal("another worker's word about the start was taken")
+		}
+		time.Sleep(2 * time.Hour)
+		for _, id := range []job.RunID{running.ID, queued.ID} {
+			if r := c.Run(id); r.State != job.Succeeded || r.Worker != "honest" || r.Attempt != 1 {
+				t.Fatalf("run is %s by %q, attempt %d", r.State, r.Worker, r.Attempt)
+			}
+		}
+	})
+}
+
 // L7: the store has a definition and Raft never heard of it, or the other way round.
 func TestSchedulesFollowDefinitions(t *testing.T) {
 	in(t, func(t *testing.T, c *clustertest.Core) {

@@ -226,12 +226,24 @@ func (f *Fleet) Heartbeat(session job.SessionID, running []job.Fence) (unknown [
 	return unknown
 }
 
-// Started notes when attempts began.
-func (f *Fleet) Started(s []job.Started) {
+// WorkerOf is the name of the worker on a session; "" if the session is gone. What a worker says counts for its own
+// attempts only, whatever run and fence it names.
+func (f *Fleet) WorkerOf(session job.SessionID) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if w := f.sessions[session]; w != nil {
+		return w.hello.Name
+	}
+	return ""
+}
+
+// Started notes when attempts began.
+func (f *Fleet) Started(session job.SessionID, s []job.Started) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	w := f.sessions[session]
 	for _, x := range s {
-		if l := f.leases[x.RunID]; l != nil && l.Fence == x.Fence {
+		if l := f.leases[x.RunID]; l != nil && l.Fence == x.Fence && w != nil && l.Worker == w.hello.Name {
 			l.StartedAt = x.At
 		}
 	}
@@ -260,10 +272,10 @@ func (f *Fleet) Leases() []Lease {
 }
 
 // Release frees the slots of a lease whose result is in, before the result is recorded; its key stays held until End.
-func (f *Fleet) Release(id job.RunID, fence job.Fence) {
+func (f *Fleet) Release(id job.RunID, fence job.Fence, worker string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if l := f.leases[id]; l != nil && l.Fence == fence && !l.released {
+	if l := f.leases[id]; l != nil && l.Fence == fence && l.Worker == worker && !l.released {
 		l.released = true
 		f.workers[l.Worker].used -= l.SlotCount()
 		f.signal()

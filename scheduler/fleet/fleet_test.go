@@ -323,7 +323,7 @@ func TestNothingLeaks(t *testing.T) {
 			}
 			a := b.attach(name, fmt.Sprint(boots[name]), 3, keep...)
 			for _, o := range a.Lost {
-				b.Release(o.RunID, o.Fence)
+				b.Release(o.RunID, o.Fence, o.Worker)
 				b.End(o.RunID, o.Fence)
 				delete(open, o.RunID)
 			}
@@ -362,7 +362,7 @@ func TestNothingLeaks(t *testing.T) {
 			"end": func(rt *rapid.T) {
 				for id, g := range open {
 					if rapid.Bool().Draw(rt, "release") {
-						b.Release(id, g.Fence)
+						b.Release(id, g.Fence, g.Worker)
 					}
 					b.End(id, g.Fence)
 					delete(open, id)

@@ -87,9 +87,19 @@ func (s *Settler) Init() {
 }
 
 // Report takes outcomes in. It blocks while too many wait, and drops them once the term is over: the workers send again.
+// What comes from a session is the word of its worker, whatever the outcome says of that.
 func (s *Settler) Report(session job.SessionID, outcomes []job.Outcome) {
+	if session != "" {
+		worker := s.Fleet.WorkerOf(session)
+		if worker == "" {
+			return // an earlier session of a worker, which says it again on its new one
+		}
+		for i := range outcomes {
+			outcomes[i].Worker = worker
+		}
+	}
 	for i := range outcomes {
-		s.Fleet.Release(outcomes[i].RunID, outcomes[i].Fence)
+		s.Fleet.Release(outcomes[i].RunID, outcomes[i].Fence, outcomes[i].Worker)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -222,8 +232,8 @@ func (s *Settler) record(ctx context.Context, work []settling, ack func(*report,
 	now := s.Now()
 	for i := range work {
 		w := &work[i]
-		if w.lease != nil && w.lease.Fence != w.Fence {
-			ack(&w.report, true) // a higher fence was issued (L3)
+		if w.lease != nil && (w.lease.Fence != w.Fence || w.lease.Worker != w.Worker) {
+			ack(&w.report, true) // a higher fence was issued (L3), or this worker never had the run
 			continue
 		}
 		if w.known() {
@@ -256,6 +266,9 @@ func (w *settling) known() bool {
 	r := w.run
 	if r == nil || r.State.Terminal() || w.Fence < r.Fence {
 		return true
+	}
+	if w.lease == nil && (w.Fence != r.Fence || w.Worker != r.Worker) {
+		return true // nobody was granted this, or somebody else was
 	}
 	// A row that knows this fence was read after the attempt's end was recorded; a lease may have outlived that in Raft.
 	return w.Fence == r.Fence && w.Kind != job.AttemptSucceeded
