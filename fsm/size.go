@@ -64,7 +64,11 @@ func attemptSize(a *job.Attempt) int64 {
 func tickSize(*job.Tick) int64 { return tickOverhead }
 
 func keySize(k *keyRow) int64 {
-	return int64(keyOverhead + 2*(len(k.Namespace)+len(k.Key)) + len(k.BodyHash))
+	n := int64(keyOverhead + 2*(len(k.Namespace)+len(k.Key)) + len(k.BodyHash))
+	if k.Pruned != nil {
+		n += runSize(k.Pruned)
+	}
+	return n
 }
 
 // versionSize counts the document three times: as JSON, and decoded in about twice as much.

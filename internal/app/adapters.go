@@ -60,6 +60,16 @@ func (s schedules) Paused(id job.JobID, namespace string) job.Reason {
 	return s.control.Paused(id, namespace)
 }
 
+// holds tells the gateway whose output it takes. Raft has a grant before its worker is told, and remembers the fence for
+// a minute after its end; by then the last output is through.
+func (n *node) holds(worker string, run job.RunID, fence job.Fence) bool {
+	if g, ok := n.state.Lease(run); ok && g.Fence == fence {
+		return g.Worker == worker
+	}
+	ended, ok := n.state.Ended(run)
+	return ok && ended == fence
+}
+
 type leases struct{ *node }
 
 func (l leases) Grant(id job.RunID) (job.Grant, bool) { return l.state.Lease(id) }

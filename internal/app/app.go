@@ -161,7 +161,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	atEnd("leave gossip", n.gossip.Close)
-	if n.gateway, err = gateway.New(gateway.Config{Node: o.Name, Logger: o.Logger, Output: n.output, Registerer: n.registry}, nil); err != nil {
+	if n.gateway, err = gateway.New(gateway.Config{Node: o.Name, Logger: o.Logger, Output: n.output, Holds: n.holds, Registerer: n.registry}, nil); err != nil {
 		return err
 	}
 	listener, err := listen(ctx, o.HTTP)

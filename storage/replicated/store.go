@@ -106,6 +106,10 @@ func PutJobCommand(p storage.PutJob) (*fsm.PutJob, error) {
 	if err != nil {
 		return nil, job.AsError(fmt.Errorf("encode document of job %s: %w", p.Spec.Name, err))
 	}
+	// The state machine decodes it later and may not fail at that: so it is tried here.
+	if err := json.Unmarshal(document, new(job.Document)); err != nil {
+		return nil, job.AsError(fmt.Errorf("decode the encoded document of job %s: %w", p.Spec.Name, err))
+	}
 	return &fsm.PutJob{ID: p.ID, Namespace: p.Spec.Namespace, Name: p.Spec.Name, Document: document,
 		IfVersion: p.IfVersion, NewOnly: p.NewOnly, At: p.At}, nil
 }

@@ -53,6 +53,9 @@ type Config struct {
 	Logger *slog.Logger
 	// Output keeps run output. Nil: it is dropped.
 	Output Output
+	// Holds tells whether a worker holds a run under a fence, or did a moment ago: output that comes from anybody else is
+	// dropped. Nil: all output is kept, which is for tests.
+	Holds func(worker string, run job.RunID, fence job.Fence) bool
 	// Authorize decides whether the caller may speak as this worker; the error's message is shown to it. It is asked at
 	// every Hello and every heartbeat, so that a credential that was revoked or ran out ends its stream; it must be
 	// quick. Nil: everybody may, which is for loopback only.

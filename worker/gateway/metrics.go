@@ -13,6 +13,7 @@ type metrics struct {
 	malformed     prometheus.Counter
 	outputBytes   prometheus.Counter
 	outputErrors  prometheus.Counter
+	outputForeign prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -30,9 +31,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		malformed:     counter("malformed_total", "Worker streams ended because of a message that breaks the protocol."),
 		outputBytes:   counter("output_bytes_total", "Bytes of run output received."),
 		outputErrors:  counter("output_errors_total", "Batches of run output that could not be kept."),
+		outputForeign: counter("output_foreign_total", "Pieces of output dropped because the worker does not hold their run."),
 	}
 	if r != nil {
-		r.MustRegister(m.streams, m.refused, m.assigned, m.undeliverable, m.results, m.dropped, m.malformed, m.outputBytes, m.outputErrors)
+		r.MustRegister(m.streams, m.refused, m.assigned, m.undeliverable, m.results, m.dropped, m.malformed, m.outputBytes, m.outputErrors, m.outputForeign)
 	}
 	return m
 }

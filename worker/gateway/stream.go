@@ -363,14 +363,23 @@ func (s *stream) carry() {
 
 // keepOutput stores output. What cannot be kept becomes a gap: output is outside the never-lost promise.
 func (s *stream) keepOutput(pieces []*workerpb.Output) error {
-	frames := make([]output.Frame, len(pieces))
-	bytes := 0
-	for i, x := range pieces {
+	frames := make([]output.Frame, 0, len(pieces))
+	bytes, foreign := 0, 0
+	for _, x := range pieces {
 		if err := x.Check(); err != nil {
 			return err
 		}
-		frames[i] = output.Frame{Run: job.RunID(x.GetRunId()), Attempt: x.GetAttempt(), Offset: int64(x.GetOffset()), Data: x.GetData()}
+		run := job.RunID(x.GetRunId())
+		if holds := s.gateway.config.Holds; holds != nil && !holds(s.hello.Name, run, job.Fence(x.GetFence())) {
+			foreign++ // of an attempt that was given up long ago, or of somebody else's
+			continue
+		}
+		frames = append(frames, output.Frame{Run: run, Attempt: x.GetAttempt(), Offset: int64(x.GetOffset()), Data: x.GetData()})
 		bytes += len(x.GetData())
+	}
+	if foreign > 0 {
+		s.gateway.metrics.outputForeign.Add(float64(foreign))
+		s.gateway.config.Logger.Debug("output of runs that the worker does not hold was dropped", "worker", s.hello.Name, "pieces", foreign)
 	}
 	s.gateway.metrics.outputBytes.Add(float64(bytes))
 	if s.gateway.config.Output == nil {
