@@ -90,7 +90,7 @@ func ParseSpec(data []byte) (*Document, error) {
 }
 
 // ParseDocuments reads a stream of documents: YAML separated by "---", or JSON values one after the other. Empty
-// documents are passed over. An error says which document it is about, counted from 1.
+// documents are passed over. An error says which document of several it is about, counted from 1.
 func ParseDocuments(data []byte) ([]*Document, error) { return ParseDocumentsIn("", data) }
 
 // ParseDocumentsIn is ParseDocuments for a caller who names the namespace, as ParseDocumentIn is for one document.
@@ -114,7 +114,9 @@ func ParseDocumentsIn(namespace string, data []byte) ([]*Document, error) {
 			err = src.finish(namespace, (*Document).Validate)
 		}
 		if err != nil {
-			err.Message = fmt.Sprintf("document %d: %s", n, err.Message)
+			if other, _ := next(); n > 1 || other != nil { // a file of one document needs no numbers
+				err.Message = fmt.Sprintf("document %d: %s", n, err.Message)
+			}
 			return nil, err
 		}
 		if src == nil {

@@ -253,10 +253,17 @@ func TestParseDocuments(t *testing.T) {
 		_, err = job.ParseDocumentsIn("ops", []byte(a+"---\nnamespace: dev\n"+b))
 		refusal{field: "namespace", reason: "invalid_field", message: `document 2: the document says "dev" but the request is for "ops"`}.check(t, err)
 	})
+	// A document that is alone is not counted.
+	for _, alone := range []string{"name: a", "name: a\nexce: {}", "---\n# nothing\n---\nname: [", `{"name": "a"}`, `{"name": "a"`, `{"name": "a", "exce": {}}`} {
+		if _, err := job.ParseDocuments([]byte(alone)); err == nil || strings.Contains(err.Error(), "document 1") {
+			t.Errorf("%q alone: %v", alone, err)
+		}
+	}
 	for _, c := range []refusal{
 		{"the second is wrong", a + "---\nname: b\nexce: {}", "exce", "unknown_field", `document 2: unknown field "exce"; did you mean "exec"? (line 5)`},
 		{"the second JSON is wrong", `{"name": "a", "handler": {"name": "h"}}` + "\n" + `{"name": "b", "exce": {}}`, "exce", "unknown_field", `document 2: unknown field "exce"; did you mean "exec"? (line 2)`},
 		{"the second is invalid", a + "---\nname: b", "", "invalid_field", "document 2: a job needs one of"},
+		{"the first is invalid", "name: a\n---\n" + b, "", "invalid_field", "document 1: a job needs one of"},
 		{"one name twice", a + "---\n" + b + "---\n" + a, "name", "invalid_field", "document 3: document 1 is the job a too"},
 		{"no document", "---\n", "", "invalid_syntax", "there is no document"},
 	} {
