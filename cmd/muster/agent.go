@@ -16,7 +16,10 @@ assign to it. If none of them answers yet, it waits.
 
 What it may run is said here and nowhere else: commands only if --allow-exec matches
 the absolute path of the program (a shell or an interpreter that is allowed allows
-everything), requests only to public addresses unless allowed.
+everything), requests only to public addresses unless allowed. A run is placed by its
+selector and the free slots, not by what workers allow: what this one does not allow
+fails here (not_permitted). So give workers that allow different things labels, and
+their jobs a selector.
 
     muster worker --join 10.0.0.1:8080,10.0.0.2:8080 --name w1 --slots 8 \
         --label region=eu --allow-exec '/usr/local/bin/*' --allow-exec '/opt/jobs/**'

@@ -80,9 +80,20 @@ func collect[T any](seq iter.Seq2[T, error], limit int) (items []T, more bool, e
 
 // hintMore says, to people, that a list was cut.
 func (c *cli) hintMore(more bool, limit int) {
-	if more && c.human() {
+	switch {
+	case !more || !c.human():
+	case limit == 1:
+		c.say("only the first is shown; --limit shows more")
+	default:
 		c.say("only the first %d are shown; --limit shows more", limit)
 	}
+}
+
+func checkLimit(n int) error {
+	if n < 0 {
+		return usageErrorf("--limit: %d is out of range; use 1 or more, or 0 for all", n)
+	}
+	return nil
 }
 
 // parseLabels reads key=value pairs.

@@ -56,7 +56,7 @@ func (c *cli) clusterStatus(ctx context.Context) error {
 				w.add("Maintenance", cell{"on: no ticks, no new attempts", "33"})
 			}
 			if u := s.Usage; u != nil {
-				w.add("Runs", fmt.Sprintf("%d kept, %d of them not ended", u.Runs, u.LiveRuns))
+				w.add("Runs", fmt.Sprintf("%d kept, %d of them still to end", u.Runs, u.LiveRuns))
 				if u.MaxBytes > 0 {
 					w.add("Space", fmt.Sprintf("%s of %s", bytesWords(u.Bytes), bytesWords(u.MaxBytes)))
 				}

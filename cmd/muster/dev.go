@@ -79,7 +79,7 @@ func (c *cli) sayStopping(ctx context.Context) (stop func()) {
 	told := make(chan struct{})
 	forget := context.AfterFunc(ctx, func() {
 		defer close(told)
-		c.say("stopping, when what runs has ended or is given back; Ctrl-C again stops at once")
+		c.say("stopping once what runs has ended or is given back; Ctrl-C again stops at once")
 	})
 	return func() {
 		if !forget() { // it speaks, or has spoken

@@ -121,7 +121,7 @@ func (f *fileFlags) expand() ([]string, error) {
 }
 
 func (c *cli) readDocuments(path string) ([]*job.Document, error) {
-	data, err := c.readInput(path, job.MaxDocumentsBytes)
+	data, err := c.readInput(path, job.MaxDocumentsBytes, "split it")
 	if err != nil {
 		return nil, err
 	}
@@ -132,23 +132,23 @@ func (c *cli) readDocuments(path string) ([]*job.Document, error) {
 	return docs, c.fillNamespace(docs, data)
 }
 
-// readInput reads a file, or stdin for "-", up to a limit.
-func (c *cli) readInput(path string, limit int) ([]byte, error) {
-	in := c.stdin
+// readInput reads a file, or stdin for "-", up to a limit. advice is what to do about one that is larger.
+func (c *cli) readInput(path string, limit int, advice string) ([]byte, error) {
+	in, name := c.stdin, "stdin"
 	if path != "-" {
 		f, err := os.Open(path)
 		if err != nil {
 			return nil, fileError("the file", path, err)
 		}
 		defer f.Close()
-		in = f
+		in, name = f, path
 	}
 	data, err := io.ReadAll(io.LimitReader(in, int64(limit)+1))
 	if err != nil {
 		return nil, fileError("the file", path, err)
 	}
 	if len(data) > limit {
-		return nil, usageErrorf("%s has more than %d bytes, which is the limit; split it", path, limit)
+		return nil, usageErrorf("%s has more than %d bytes, which is the limit; %s", name, limit, advice)
 	}
 	return data, nil
 }

@@ -404,6 +404,29 @@ func TestJobs(t *testing.T) {
 	}
 }
 
+// Whoever waits for a run that cannot start is told why, and whoever loses the node that the run is not lost.
+func TestWaitingSaysWhy(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	w := n.world
+	w.patience = time.Millisecond
+	id := strings.TrimSpace(n.must(t, "-o", "name", "run", "submit", "--selector", "zone=nowhere", "--", "true"))
+	const why = "the run is queued. "
+	if r := w.muster(t, "run", "wait", id, "--timeout", "1s"); r.code != exitUnavailable || strings.Count(r.err, why) != 1 || !strings.Contains(r.err, "zone=nowhere") {
+		t.Errorf("wait: %+v", r)
+	}
+	if r := w.muster(t, "-o", "json", "run", "wait", id, "--timeout", "1s"); strings.Contains(r.err, why) {
+		t.Errorf("a program is told what is for people: %+v", r)
+	}
+	followed := make(chan result, 1)
+	go func() { followed <- w.muster(t, "run", "logs", "-f", id) }()
+	time.Sleep(time.Second)
+	n.stop()
+	if r := <-followed; r.code != exitUnavailable || strings.Count(r.err, why) != 1 || !strings.Contains(r.err, "the run was accepted and is not lost: `muster run logs -f "+id+"`") {
+		t.Errorf("follow: %+v", r)
+	}
+}
+
 func TestWorkersAndCluster(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, "--no-worker")
@@ -446,7 +469,7 @@ func TestWorkersAndCluster(t *testing.T) {
 	if c := <-code; c != exitOK {
 		t.Errorf("the worker's exit code is %d: %s", c, logs)
 	}
-	if r := n.stop(); r.code != exitOK || !strings.Contains(r.out, "with no worker, keeping its data in "+n.data) || !strings.Contains(r.err, "stopping, when what runs has ended") {
+	if r := n.stop(); r.code != exitOK || !strings.Contains(r.out, "with no worker, keeping its data in "+n.data) || !strings.Contains(r.err, "stopping once what runs has ended") {
 		t.Errorf("muster dev: %+v", r)
 	}
 }

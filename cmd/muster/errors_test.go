@@ -32,6 +32,9 @@ func TestWrongInput(t *testing.T) {
 		{"run list -z", "muster run list has no flag -z; see `muster run list --help`"},
 		{"run list --limit many", `--limit: "many" is not a number`},
 		{"run list --limit", "flag needs an argument: --limit; see `muster run list --help`"},
+		{"run list --limit -1", "--limit: -1 is out of range; use 1 or more, or 0 for all"},
+		{"job list --limit -1", "--limit: -1 is out of range"},
+		{"job ticks a --limit -1", "--limit: -1 is out of range"},
 		{"run list --state broken", `--state: "broken" is not a state; use waiting, held`},
 		{"run list --label nokey", `--label: "nokey" is not a label; write key=value`},
 		{"run list --label a=1 --label a=2", `--label: "a" is given with two values`},
@@ -129,6 +132,17 @@ func TestNoNodeAnswers(t *testing.T) {
 	r := world{}.muster(t, "job", "list", "--address", nobody+","+nobody)
 	if r.code != exitUnavailable || !strings.Contains(r.err, nobody+", "+nobody) {
 		t.Errorf("two addresses: %+v", r)
+	}
+	plain := httptest.NewServer(http.NotFoundHandler())
+	defer plain.Close()
+	secure := strings.Replace(plain.URL, "http:", "https:", 1)
+	r = world{}.muster(t, "job", "list", "--address", secure)
+	if r.code != exitUnavailable || !strings.Contains(r.err, "no node answers at "+secure+" (http: server gave HTTP response to HTTPS client); check --address") {
+		t.Errorf("https where http is spoken: %+v", r)
+	}
+	r = world{stdin: strings.Repeat("1", 2<<20), env: []string{"MUSTER_ADDRESS=" + nobody}}.muster(t, "run", "submit", "--payload", "-", "--", "cat")
+	if r.code != exitUsage || !strings.Contains(r.err, "stdin has more than 1048576 bytes, which is the limit; keep large data elsewhere") {
+		t.Errorf("a huge payload: %+v", r)
 	}
 	r = world{}.muster(t, "job", "list", "--address", "http://no-such-host.invalid:1")
 	if r.code != exitUnavailable || !strings.Contains(r.err, "no-such-host.invalid") {

@@ -112,7 +112,7 @@ func (c *cli) sentence(err error) string {
 	if !errors.As(err, &e) {
 		return err.Error() // of the machine: a file that is not there, a disk that is full
 	}
-	if e.Code == job.Unavailable && unreachable(e) {
+	if e.Code == job.Unavailable && (unreachable(e) || e.Reason == "no_connection") {
 		return c.nobodyAnswers(e)
 	}
 	text := e.Message
@@ -143,11 +143,15 @@ func (c *cli) nobodyAnswers(err error) string {
 		return fmt.Sprintf("no node answers at %s within the time limit; check that it runs and can be reached, or set --address", at)
 	}
 	cause := err
+	var e *job.Error
+	if errors.As(err, &e) && e.Cause != nil {
+		cause = e.Cause
+	}
 	var u *url.Error
 	if errors.As(err, &u) {
 		cause = u.Err
 	}
-	return fmt.Sprintf("no node answers at %s (%v); start one with `muster dev`, or set --address", at, cause)
+	return fmt.Sprintf("no node answers at %s (%v); check --address", at, cause)
 }
 
 func timedOut(err error) bool {

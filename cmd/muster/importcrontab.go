@@ -27,8 +27,9 @@ What could not be carried over is said on stderr, and is no failure: read it.
 
 The jobs do what cron did: their runs may overlap, and what the crontab sets is
 their environment. Unlike cron, a tick that came while nobody could run it is made
-up for, once; catch_up: none turns that off. A worker runs the jobs only if it
-allows their shell (--allow-exec), and as another user only if it may be that one.
+up for, once; catch_up: none turns that off. muster dev allows the jobs everything. A
+muster worker must allow their shell (--allow-exec), each user they name (--allow-user)
+and, if the crontab sets them, variables such as PATH (--allow-env PATH).
 
     crontab -l | muster import crontab - --user
     muster import crontab /etc/crontab --system -o jobs/`
@@ -53,7 +54,7 @@ func (c *cli) importCommand() *cobra.Command {
 	fs.BoolVar(&f.user, "user", false, "it is a user's crontab, as crontab -l prints it (default: find out)")
 	fs.BoolVar(&f.system, "system", false, "it is a system crontab, with a user name before each command, as in /etc")
 	fs.StringVar(&f.zone, "time-zone", "", "`ZONE` of the machine it is from, such as Europe/Berlin (default: this machine's)")
-	fs.StringVar(&f.prefix, "prefix", "", "what to put before the jobs' names, such as cron-")
+	fs.StringVar(&f.prefix, "prefix", "", "`TEXT` to put before the jobs' names, such as cron-")
 	// The documents are YAML whatever happens, so -o can say here where they go.
 	fs.StringVarP(&f.dir, "output", "o", "", "`DIR` to write a file for each job into, instead of stdout")
 	fs.BoolVar(&f.force, "force", false, "with -o: replace files that are there")
@@ -83,7 +84,7 @@ func (c *cli) importCrontab(ctx context.Context, path string, f crontabFlags) er
 		o.TimeZone = c.machineZone()
 		c.say("times are read as %s, the zone of this machine; --time-zone names another", o.TimeZone)
 	}
-	data, err := c.readInput(path, timetable.MaxCrontab)
+	data, err := c.readInput(path, timetable.MaxCrontab, "split it")
 	if err != nil {
 		return err
 	}

@@ -46,6 +46,9 @@ func (c *cli) jobListCommand() *cobra.Command {
 }
 
 func (c *cli) jobList(ctx context.Context, pairs []string, limit int) error {
+	if err := checkLimit(limit); err != nil {
+		return err
+	}
 	labels, err := parseLabels("label", pairs)
 	if err != nil {
 		return err

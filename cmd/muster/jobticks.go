@@ -104,6 +104,9 @@ func (c *cli) jobTicksCommand() *cobra.Command {
 }
 
 func (c *cli) jobTicks(ctx context.Context, name string, f rangeFlags, limit int) error {
+	if err := checkLimit(limit); err != nil {
+		return err
+	}
 	if err := checkJobName(name); err != nil {
 		return err
 	}
@@ -236,7 +239,7 @@ func (c *cli) jobBackfillCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "backfill NAME --since TIME [flags]", Short: "Run the ticks of a time that is past", Args: takes("NAME"), ValidArgsFunction: c.completeJobs,
 		Long: "Submit a run for each tick of the job's schedule in a time that is past, at most 1,000. The same\n" +
-			"times again create nothing new; another --id does.",
+			"times again create nothing new; another --id does. In run list each stands at its tick's time, not on top.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.jobBackfill(cmd.Context(), args[0], f, id, dry)
 		},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
@@ -84,7 +85,10 @@ func (c *cli) follow(ctx context.Context, k *client.Client, id job.RunID, f foll
 	}
 	attempt := uint32(0)
 	endsLine := true
+	silent := c.sayWhyItWaits(ctx, k, id)
+	defer silent()
 	for e, err := range k.Follow(ctx, id, f.attempt) {
+		silent() // two voices would talk at once
 		if err != nil {
 			_ = out.Close()
 			return c.left(ctx, id, err)
@@ -142,7 +146,37 @@ func (c *cli) left(ctx context.Context, id job.RunID, err error) error {
 	if nobody := context.Cause(ctx); job.CodeOf(nobody) == job.Unavailable {
 		return nobody // and so the client's context was ended
 	}
+	var e *job.Error
+	if errors.As(err, &e) && e.Code == job.Unavailable && unreachable(e) {
+		return &exitError{exitUnavailable, fmt.Sprintf("%s; the run was accepted and is not lost: `muster run logs -f %s` follows it once a node is back", c.nobodyAnswers(e), id)}
+	}
 	return err
+}
+
+// sayWhyItWaits tells a person who waits for a run that does not start what it waits for. The returned function ends that.
+func (c *cli) sayWhyItWaits(ctx context.Context, k *client.Client, id job.RunID) (silent func()) {
+	if !c.human() {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(c.patience):
+		}
+		e, err := k.Explain(ctx, id)
+		if err != nil || e.State == job.Running || e.State.Terminal() {
+			return // not worth an error: whoever waits hears of the run itself
+		}
+		c.say("%s", clip("the run is "+e.State.String()+". "+strings.Join(e.Explanation, " "), 1024))
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
 }
 
 // sayEnd tells a person how a run ended.

@@ -82,11 +82,13 @@ type cli struct {
 	namespaceGiven bool // by flag, file or environment, rather than by default
 	color          bool
 
+	patience time.Duration // how long whoever waits for a run is not told why it does not start
+
 	atEnd []func() // what lets go of connections
 }
 
 func newCLI(stdin io.Reader, stdout, stderr io.Writer, env []string) *cli {
-	c := &cli{stdin: stdin, stdout: stdout, stderr: stderr, env: env, now: time.Now, zone: time.Local}
+	c := &cli{stdin: stdin, stdout: stdout, stderr: stderr, env: env, now: time.Now, zone: time.Local, patience: 5 * time.Second}
 	// The environment that was handed over counts, not the process's, and a zone that is not known is no reason to fail.
 	if name := c.getenv("TZ"); name != "" {
 		if zone, err := time.LoadLocation(name); err == nil {

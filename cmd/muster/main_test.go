@@ -31,6 +31,8 @@ type world struct {
 	env   []string
 	now   time.Time // zero: the real one
 	ctx   context.Context
+
+	patience time.Duration // zero: the real one
 }
 
 type result struct {
@@ -46,6 +48,9 @@ func (w world) muster(t testing.TB, args ...string) result {
 	defer c.close()
 	if !w.now.IsZero() {
 		c.now, c.zone = func() time.Time { return w.now }, time.UTC
+	}
+	if w.patience > 0 {
+		c.patience = w.patience
 	}
 	ctx := w.ctx
 	if ctx == nil {

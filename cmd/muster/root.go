@@ -117,6 +117,11 @@ func (c *cli) rootCommand() *cobra.Command {
 	root.AddCommand(topic("exit-codes", "What the exit codes mean", exitCodesHelp),
 		topic("environment", "Settings in a file and in the environment", environmentHelp),
 		topic("times", "How to write times", timesHelp))
+	root.InitDefaultHelpCmd()
+	if help, _, err := root.Find([]string{"help"}); err == nil {
+		help.Use, help.Short = "help [COMMAND]", "Explain a command or a topic"
+		help.Long = "Explain a command, as its --help does, or a topic: exit-codes, environment or times."
+	}
 	finish(root)
 	return root
 }
@@ -151,6 +156,7 @@ func topic(name, short, text string) *cobra.Command {
 
 func (c *cli) globalFlags(f *pflag.FlagSet) {
 	f.StringSliceVar(&c.addresses, "address", []string{"http://127.0.0.1:8080"}, "`URL` of a node's API, or several with commas between")
+	f.Lookup("address").DefValue = "http://127.0.0.1:8080" // without the brackets of a list
 	f.StringVar(&c.token, "token", "", "`CREDENTIAL` for the API")
 	f.StringVar(&c.namespace, "namespace", "default", "`NAME` of the namespace to work in")
 	f.StringVarP(&c.format, "output", "o", formatTable, "`FORM` of the answer: table, json, yaml or name")

@@ -70,6 +70,9 @@ func (c *cli) runList(ctx context.Context, f runListFlags) error {
 	if err != nil {
 		return err
 	}
+	if err := checkLimit(f.limit); err != nil {
+		return err
+	}
 	ctx, k, err := c.client(ctx)
 	if err != nil {
 		return err
@@ -253,7 +256,7 @@ func (c *cli) runAttemptsCommand() *cobra.Command {
 			table: func(b *strings.Builder, color bool) {
 				t := newTable("ATTEMPT", "STATE", "REASON", "EXIT", "WORKER", "STARTED", "TOOK", "ERROR")
 				for _, a := range attempts {
-					t.add(strconv.FormatUint(uint64(a.Attempt), 10), stateCell(a.State), reasonWord(a.Reason), strconv.Itoa(int(a.ExitCode)),
+					t.add(strconv.FormatUint(uint64(a.Attempt), 10), stateCell(a.State), reasonWord(a.Reason), exitWord(&a),
 						a.Worker, c.moment(a.StartedAt), c.took(a.StartedAt, a.FinishedAt), clip(clean(a.Error), 80))
 				}
 				t.write(b, color)
@@ -261,6 +264,15 @@ func (c *cli) runAttemptsCommand() *cobra.Command {
 			note: when(len(attempts) == 0, "no attempt was started yet; muster run explain %s says why", id),
 		})
 	})
+}
+
+// exitWord is the exit code of an attempt. One that runs has none yet, and one that was lost or stopped ended without: to say
+// 0 of those would be to say that they succeeded.
+func exitWord(a *job.Attempt) string {
+	if a.ExitCode == 0 && a.State != job.Succeeded {
+		return ""
+	}
+	return strconv.Itoa(int(a.ExitCode))
 }
 
 // eachRun is a command that does one thing to each run that is named, and prints the runs.

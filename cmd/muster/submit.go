@@ -89,6 +89,8 @@ func (f *submissionFlags) submission(c *cli) (s client.Submission, err error) {
 	return s, err
 }
 
+const payloadAdvice = "keep large data elsewhere and pass a reference"
+
 // readPayload reads JSON from the command line, a file or stdin.
 func (c *cli) readPayload(arg string) (json.RawMessage, error) {
 	text := []byte(arg)
@@ -97,9 +99,9 @@ func (c *cli) readPayload(arg string) (json.RawMessage, error) {
 	case arg == "":
 		return nil, nil
 	case arg == "-":
-		text, err = c.readInput("-", 16*job.MaxPayloadBytes)
+		text, err = c.readInput("-", 16*job.MaxPayloadBytes, payloadAdvice)
 	case strings.HasPrefix(arg, "@"):
-		text, err = c.readInput(arg[1:], 16*job.MaxPayloadBytes)
+		text, err = c.readInput(arg[1:], 16*job.MaxPayloadBytes, payloadAdvice)
 	}
 	if err != nil {
 		return nil, err
@@ -333,7 +335,9 @@ func (c *cli) wait(ctx context.Context, k *client.Client, id job.RunID, most tim
 	if c.human() && isTerminal(c.stderr) {
 		c.say("waiting for the run %s; Ctrl-C leaves it going", id)
 	}
+	silent := c.sayWhyItWaits(waiting, k, id)
 	r, err := k.Wait(waiting, id)
+	silent()
 	switch {
 	case ctx.Err() != nil:
 		return c.left(ctx, id, err)
@@ -344,7 +348,7 @@ func (c *cli) wait(ctx context.Context, k *client.Client, id job.RunID, most tim
 		}
 		return &exitError{exitUnavailable, fmt.Sprintf("the run %s has not ended within %s%s", id, span(most), state)}
 	case err != nil:
-		return err
+		return c.left(ctx, id, err)
 	}
 	if c.human() {
 		c.sayEnd(r)
