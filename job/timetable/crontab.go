@@ -298,7 +298,7 @@ func (p *crontabParser) carryEnv(e *CrontabEntry) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.env)) {
 		value := p.env[name]
-		if note := cronVariables[name]; note != "" {
+		if note := cronVariables[name]; note != "" && value != "" { // MAILTO="" asks for what is done here anyway
 			e.Notes = append(e.Notes, fmt.Sprintf(note, shorten(value)))
 		}
 		switch name {

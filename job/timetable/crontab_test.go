@@ -301,3 +301,15 @@ func TestCrontabNamesAreUnique(t *testing.T) {
 		t.Errorf("got %s; want %s", got, want)
 	}
 }
+
+// MAILTO="" asks cron for no mail. There is none, so there is nothing to say.
+func TestCrontabEmptyMailto(t *testing.T) {
+	t.Parallel()
+	tab, err := ParseCrontab(strings.NewReader("MAILTO=\"\"\n* * * * * x\n"), CrontabOptions{Form: UserCrontab})
+	if err != nil || len(tab.Entries) != 1 {
+		t.Fatalf("%+v, %v", tab, err)
+	}
+	if e := tab.Entries[0]; len(e.Notes) != 0 || len(e.Env) != 0 {
+		t.Errorf("notes %q, environment %v", e.Notes, e.Env)
+	}
+}
