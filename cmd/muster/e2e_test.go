@@ -101,6 +101,9 @@ func TestRuns(t *testing.T) {
 			t.Errorf("%s", out)
 		}
 		retried := strings.TrimSpace(n.must(t, "run", "retry", id, "-o", "name"))
+		if out, want := n.must(t, "run", "retry", id), "run "+retried+" is the retry of "+id+"; it is "; !strings.HasPrefix(out, want) {
+			t.Errorf("retried: %q, want %q", out, want)
+		}
 		if again := strings.TrimSpace(n.must(t, "run", "retry", id, "-o", "name")); retried == id || again != retried {
 			t.Errorf("retries of %s: %s and %s", id, retried, again)
 		}

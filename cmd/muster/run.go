@@ -313,7 +313,9 @@ func (c *cli) runCancelCommand() *cobra.Command {
 func (c *cli) runRetryCommand() *cobra.Command {
 	return c.eachRun("retry", "Run runs that have ended again",
 		"Make a new run of one that has ended: the same version of its job, with the same payload. Asking twice retries once.",
-		func(r *job.Run) string { return "run " + r.ID.String() + " " + r.State.String() },
+		func(r *job.Run) string {
+			return "run " + r.ID.String() + " is the retry of " + r.RetryOf.String() + "; it is " + r.State.String()
+		},
 		func(ctx context.Context, k *client.Client, id job.RunID) (*job.Run, error) { return k.Retry(ctx, id) })
 }
 
