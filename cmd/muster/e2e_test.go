@@ -413,6 +413,7 @@ func TestWaitingSaysWhy(t *testing.T) {
 	n := startNode(t)
 	w := n.world
 	w.patience = time.Millisecond
+	n.must(t, "run", "submit", "--wait", "--", "true") // and so the worker is attached
 	id := strings.TrimSpace(n.must(t, "-o", "name", "run", "submit", "--selector", "zone=nowhere", "--", "true"))
 	const why = "the run is queued. "
 	if r := w.muster(t, "run", "wait", id, "--timeout", "1s"); r.code != exitUnavailable || strings.Count(r.err, why) != 1 || !strings.Contains(r.err, "zone=nowhere") {
