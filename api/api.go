@@ -60,7 +60,7 @@ type Config struct {
 	RequestTimeout time.Duration
 	// BodyTimeout is how long a body may take to arrive; 0 means 20 s.
 	BodyTimeout time.Duration
-	// FollowEvery is how often a followed run is looked at between its attempts; 0 means 500 ms.
+	// FollowEvery is how often a followed run is looked at between its attempts and for its end; 0 means 100 ms.
 	FollowEvery time.Duration
 	// MaxRequests bounds the requests in progress, streams apart; 0 means 4,096. Full: 503.
 	MaxRequests int
@@ -112,7 +112,7 @@ func New(c Config) (*API, error) {
 	orElse(&c.Logger, slog.Default())
 	orElse(&c.RequestTimeout, 30*time.Second)
 	orElse(&c.BodyTimeout, 20*time.Second)
-	orElse(&c.FollowEvery, 500*time.Millisecond)
+	orElse(&c.FollowEvery, 100*time.Millisecond)
 	orElse(&c.MaxRequests, 4096)
 	orElse(&c.MaxStreams, 1024)
 	if c.Now == nil {

@@ -75,6 +75,9 @@ func (a *API) runLogs(rq *request, in *inLogs) error {
 	if err != nil {
 		return err
 	}
+	if attempt > max(r.Attempt, 1) && (!follow || r.State.Terminal()) {
+		return job.Errorf(job.NotFound, "no_attempt", "run %s has no attempt %d; its last one is %d", r.ID, attempt, r.Attempt)
+	}
 	l := &logStream{API: a, rq: rq, run: r, only: in.Attempt != "", follow: follow}
 	l.events = strings.Contains(in.Accept, eventType) || follow && !strings.Contains(in.Accept, "text/plain")
 	l.attempt, l.offset = max(attempt, 1), 0

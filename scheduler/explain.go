@@ -65,15 +65,15 @@ func (t *Term) explainQueued(ctx context.Context, r *job.Run) []string {
 	case all == 0:
 		out = append(out, "No worker is attached.")
 	case ready == 0:
-		out = append(out, fmt.Sprintf("None of the %d attached workers offers what it needs: %s.", all, needText(needs)))
+		out = append(out, fmt.Sprintf("No attached worker, of %d, offers what it needs: %s.", all, needText(needs)))
 	case fit == 0:
-		out = append(out, fmt.Sprintf("Of the %d workers that match, none takes new work or has %d slots.", ready, slots))
+		out = append(out, fmt.Sprintf("No matching worker, of %d, takes new work and has %d slots in all.", ready, slots))
 	case free < slots:
-		out = append(out, fmt.Sprintf("The %d workers that could take it have no free slots.", fit))
+		out = append(out, fmt.Sprintf("No worker that could take it, of %d, has free slots now.", fit))
 	}
 	if key := lane.ConcurrencyKey(); key != "" {
 		if held := t.fleet.Held(lane); held > 0 {
-			out = append(out, fmt.Sprintf("Its concurrency key %q is held by %d other runs.", key, held))
+			out = append(out, fmt.Sprintf("Other runs hold its concurrency key %q: %d now.", key, held))
 		}
 	}
 	lanes, err := t.Queue.Lanes(ctx, job.At(t.Clock.Now()))
@@ -82,7 +82,7 @@ func (t *Term) explainQueued(ctx context.Context, r *job.Run) []string {
 	}
 	for _, l := range lanes {
 		if l.Lane == lane && l.Ready > 1 {
-			out = append(out, fmt.Sprintf("%d runs are queued in its lane.", l.Ready))
+			out = append(out, fmt.Sprintf("Runs that are queued for the same workers, this one included: %d.", l.Ready))
 		}
 	}
 	return out

@@ -334,7 +334,7 @@ func TestLimits(t *testing.T) {
 			expectState(t, c.Run(r.ID), job.Succeeded, job.NoReason)
 			expectState(t, c.Run(stuck.ID), job.Queued, job.NoReason)
 			why, err := c.Term().Explain(context.Background(), c.Run(stuck.ID))
-			if err != nil || len(why) == 0 || why[0] != "None of the 1 attached workers offers what it needs: the handler nobody." {
+			if err != nil || len(why) == 0 || why[0] != "No attached worker, of 1, offers what it needs: the handler nobody." {
 				t.Fatalf("explanation %q, %v", why, err)
 			}
 		})

@@ -131,7 +131,7 @@ func (e *Exec) checkVariable(key, value, from string) *refusal {
 		return nil
 	}
 	if matchNames(codeVariables, key) && !matchNames(e.cfg.AllowEnv, key) {
-		return notPermitted("this worker may not let %s set %.64q, which could change what code an allowed command runs; see its exec.allow_env", from, key)
+		return notPermitted("this worker may not let %s set %.64q, which could change what code an allowed command runs; see its --allow-env", from, key)
 	}
 	return nil
 }
@@ -170,7 +170,7 @@ func (e *Exec) loadEnvFile(name string) ([]byte, error) {
 	if filepath.IsAbs(name) {
 		name = filepath.Clean(name)
 		if !matchGlobs(e.cfg.AllowEnvFiles, name) {
-			return nil, notPermitted("this worker may not read the environment file %.256q; its exec.allow_env_files does not match it", name)
+			return nil, notPermitted("this worker may not read the environment file %.256q; its --allow-env-file does not match it", name)
 		}
 		var err error
 		if f, err = os.OpenFile(name, os.O_RDONLY|openNonblock, 0); err != nil {

@@ -278,7 +278,7 @@ func (e *Exec) prepare(a *job.Assignment) (*command, *refusal) {
 		return nil, no
 	}
 	if spec.User != "" && acc.uid == 0 && !slices.Contains(e.cfg.AllowUsers, acc.name) && !acc.own {
-		return nil, notPermitted("this worker may not run commands as %q, which is root; its exec.allow_users must name it", spec.User)
+		return nil, notPermitted("this worker may not run commands as %q, which is root; its --allow-user must name it", spec.User)
 	}
 	if !acc.own {
 		c.user = acc
@@ -309,7 +309,7 @@ func (e *Exec) mayBe(name string) *refusal {
 	case name != "root" && slices.Contains(e.cfg.AllowUsers, "*"):
 	case e.users.isOwn(name):
 	default:
-		return notPermitted("this worker may not run commands as user %.64q; its exec.allow_users does not name that user", name)
+		return notPermitted("this worker may not run commands as user %.64q; its --allow-user does not name that user", name)
 	}
 	return nil
 }
@@ -361,13 +361,13 @@ func (e *Exec) find(name, dir string) (string, *refusal) {
 			continue
 		}
 		if !e.allowed(path) {
-			return "", notPermitted("this worker may not run %.256q; its exec.allow does not match it", path)
+			return "", notPermitted("this worker may not run %.256q; its --allow-exec does not match it", path)
 		}
 		return path, nil
 	}
 	// What is not allowed is not looked for on the asker's behalf: whether the file exists is none of its business.
 	if len(candidates) == 1 && !e.allowed(candidates[0]) || len(e.cfg.Allow) == 0 {
-		return "", notPermitted("this worker may not run %.256q; its exec.allow does not match it", name)
+		return "", notPermitted("this worker may not run %.256q; its --allow-exec does not match it", name)
 	}
 	if blocked != "" {
 		return "", cannotStart("the command %.256q is not executable", blocked)

@@ -212,8 +212,8 @@ func TestExecEnvFiles(t *testing.T) {
 		{".", job.CannotStart, "regular file"},
 		{"link.env", job.CannotStart, "cannot be read"},
 		{"../worker.key", job.CannotStart, "cannot be read"},
-		{secret, job.NotPermitted, "allow_env_files"},
-		{"/etc/muster/env.d/../../passwd", job.NotPermitted, "allow_env_files"},
+		{secret, job.NotPermitted, "--allow-env-file"},
+		{"/etc/muster/env.d/../../passwd", job.NotPermitted, "--allow-env-file"},
 		{"", job.CannotStart, "env_from"},
 	} {
 		spec := sh("env")

@@ -84,7 +84,7 @@ func (g *guard) checkAddress(ip netip.Addr) error {
 		}
 	}
 	if kind := g.refused(ip); kind != "" {
-		return notPermitted("this worker may not send requests to %s, a %s address; its http.allow_hosts must name the host", ip, kind)
+		return notPermitted("this worker may not send requests to %s, a %s address; its --allow-http-host must name the host", ip, kind)
 	}
 	return nil
 }

@@ -142,7 +142,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 
 	if err := os.MkdirAll(o.DataDir, 0o700); err != nil {
-		return fmt.Errorf("make the data directory: %w", err)
+		return job.InvalidField("data", "the data directory cannot be made (%v); choose another --data DIR", err)
 	}
 	n.state = fsm.New()
 	if n.raft, err = cluster.Open(ctx, cluster.Config{Dir: filepath.Join(o.DataDir, "raft"), State: n.state, Logger: o.Logger,

@@ -78,7 +78,7 @@ func RunWorker(ctx context.Context, o WorkerOptions) error {
 	if err := config.Validate(); err != nil { // before anybody waits for a node
 		return err
 	}
-	api, err := client.New(client.Config{Addresses: o.Join})
+	api, err := client.New(client.Config{Addresses: o.Join, RetryFor: -1}) // join says itself what fails, and tries again
 	if err != nil {
 		return err
 	}
@@ -160,7 +160,11 @@ func gossip(ctx context.Context, api *client.Client, o WorkerOptions, answer *cl
 					return err
 				}
 			}
-			o.Logger.Warn("joining the gossip cell is tried again", "cell", answer.Cell, "err", err)
+			if err != nil {
+				o.Logger.Warn("joining the gossip cell is tried again", "cell", answer.Cell, "err", err)
+			} else {
+				o.Logger.Info("no node is left in the gossip cell; another is asked for", "cell", answer.Cell)
+			}
 		}
 		select {
 		case <-ctx.Done():
