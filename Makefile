@@ -17,12 +17,12 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 VCS = $(if $(shell git rev-parse HEAD 2>/dev/null),auto,false)
 
 .DEFAULT_GOAL := help
-.PHONY: help build run deps test race chaos lint bench load generate clean
+.PHONY: help build run deps test race chaos lint bench gobench generate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo 'PKG=./job/... narrows test, race, lint and bench. BENCH=REGEXP and BENCHTIME=1x are for bench,'
+	@echo 'PKG=./job/... narrows test, race, lint and gobench. BENCH=REGEXP and BENCHTIME=1x are for gobench,'
 	@echo 'DATA=DIR and HTTP=HOST:PORT for run, KILLS=N for chaos.'
 
 build: ## Build bin/muster, one static binary
@@ -56,10 +56,10 @@ lint: ## Check format, vet and staticcheck (settings: staticcheck.conf)
 	$(GO) vet $(PKG)
 	$(GO) run $(STATICCHECK) $(PKG)
 
-bench: ## Run the benchmarks
+gobench: ## Run the benchmarks of single packages
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -benchtime $(BENCHTIME) -timeout 60m -p 1 $(PKG)
 
-load: build ## Measure a node and a worker on this machine; ARGS='cron --quick' are for muster bench
+bench: build ## Measure a node and a worker on this machine; ARGS='cron --quick' are for muster bench
 	bin/muster bench $(ARGS)
 
 generate: ## Generate the protocols' Go code again; needs protoc (protobuf-compiler)

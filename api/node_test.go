@@ -279,6 +279,9 @@ func TestOutputIsRead(t *testing.T) {
 	if w := b.call("GET", path, ""); w.Body.String() != "second \n[muster: 3 bytes of output are missing here]\nend\n" {
 		t.Fatalf("%q", w.Body)
 	}
+	if w := b.call("GET", path+"?attempt=9", ""); w.Code != 404 || !strings.Contains(w.Body.String(), `"no_attempt"`) {
+		t.Fatalf("an attempt that the run never had: %d %q", w.Code, w.Body)
+	}
 	if w := b.call("GET", path+"?attempt=1", ""); w.Body.String() != "first\n" {
 		t.Fatalf("%q", w.Body)
 	}
