@@ -1,7 +1,6 @@
 package fsm
 
 import (
-	"encoding/json"
 	"slices"
 
 	"github.com/musterhq/muster/job"
@@ -29,7 +28,7 @@ func (c *PutSchedule) Size() int {
 }
 
 func (c *PutSchedule) apply(t *tx, m Meta) Result {
-	if c.JobID.IsZero() || c.Version == 0 || !json.Valid(c.Schedule) {
+	if c.JobID.IsZero() || c.Version == 0 || !isObject(c.Schedule) {
 		return refuse(job.Errorf(job.Invalid, "schedule", "a schedule needs a job, its version and a schedule in JSON"))
 	}
 	old := t.marks.get(c.JobID)
