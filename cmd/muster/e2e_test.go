@@ -423,8 +423,14 @@ func TestWaitingSaysWhy(t *testing.T) {
 		t.Errorf("a program is told what is for people: %+v", r)
 	}
 	followed := make(chan result, 1)
+	var said lockedBuffer
+	w.watch = &said
 	go func() { followed <- w.muster(t, "run", "logs", "-f", id) }()
-	time.Sleep(time.Second)
+	for deadline := time.Now().Add(time.Minute); !strings.Contains(said.String(), why); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the follower was not told why the run waits: %q", said.String())
+		}
+	}
 	n.stop()
 	if r := <-followed; r.code != exitUnavailable || strings.Count(r.err, why) != 1 || !strings.Contains(r.err, "the run was accepted and is not lost: `muster run logs -f "+id+"`") {
 		t.Errorf("follow: %+v", r)

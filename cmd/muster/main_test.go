@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"flag"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -33,6 +34,7 @@ type world struct {
 	ctx   context.Context
 
 	patience time.Duration // zero: the real one
+	watch    *lockedBuffer // sees standard error as it is written
 }
 
 type result struct {
@@ -44,7 +46,11 @@ type result struct {
 func (w world) muster(t testing.TB, args ...string) result {
 	t.Helper()
 	var out, errs bytes.Buffer
-	c := newCLI(strings.NewReader(w.stdin), &out, &errs, w.env)
+	var stderr io.Writer = &errs
+	if w.watch != nil {
+		stderr = io.MultiWriter(&errs, w.watch)
+	}
+	c := newCLI(strings.NewReader(w.stdin), &out, stderr, w.env)
 	defer c.close()
 	if !w.now.IsZero() {
 		c.now, c.zone = func() time.Time { return w.now }, time.UTC

@@ -248,6 +248,18 @@ var cancels = []testCase{
 			}
 		}
 	}},
+	{"the first intent's reason is the run's, whoever moves it", func(f *fixture) {
+		r := f.submit(f.run(f.now))[0]
+		for _, why := range []job.Reason{job.OverlapReplaced, job.CancelRequested} {
+			if _, err := f.Cancel(f.ctx, []job.CancelIntent{{ID: r.ID, At: f.now, Reason: why}}); err != nil {
+				f.Fatal(err)
+			}
+		}
+		m := f.move(job.Move{ID: r.ID, State: job.Cancelled, Reason: job.CancelRequested, FinishedAt: f.now})[0]
+		if !m.Applied || m.Run.Reason != job.OverlapReplaced {
+			f.Fatalf("the run is %+v", m.Run)
+		}
+	}},
 	{"a result that comes before the cancel took effect stands", func(f *fixture) {
 		r := f.submit(f.run(f.now))[0]
 		if _, err := f.Cancel(f.ctx, []job.CancelIntent{{ID: r.ID, At: f.now}}); err != nil {

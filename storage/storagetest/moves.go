@@ -221,4 +221,42 @@ var moves = []testCase{
 		f.equal("live runs of the deleted job", []job.RunID{want[0], want[2]}, f.liveOf(a.ID))
 		f.equal("live runs of no job", []job.RunID(nil), f.liveOf(jobID(f.now)))
 	}},
+	{"a move from an old row does not apply", func(f *fixture) {
+		r := f.submit(f.run(f.now))[0]
+		seen := r.Fence
+		f.move(job.Move{ID: r.ID, State: job.Scheduled, Reason: job.RetryBackoff, Fence: 1<<32 | 1, Attempt: 1, ReadyAt: f.now.Add(time.Minute)})
+		m := f.move(job.Move{ID: r.ID, State: job.Skipped, Reason: job.StartDeadline, FinishedAt: f.now, IfFence: &seen})[0]
+		if m.Applied || m.Run.State != job.Scheduled {
+			f.Fatalf("the run is %+v", m.Run)
+		}
+	}},
+	{"L7: heads are all jobs' versions, by namespace and name, in pages", func(f *fixture) {
+		in := func(namespace string) func(*job.Document) { return func(d *job.Document) { d.Namespace = namespace } }
+		b := f.put(f.document("b"))
+		a := f.put(f.document("a"))
+		z := f.put(f.document("a", in("zone")))
+		b2 := f.put(f.document("b", func(d *job.Document) { d.Description = "changed" }))
+		gone := f.put(f.document("gone"))
+		if _, err := f.DeleteJob(f.ctx, "default", "gone", 0); err != nil {
+			f.Fatal(err)
+		}
+		head := func(j *job.Job) job.JobHead {
+			return job.JobHead{ID: j.ID, Namespace: j.Namespace, Name: j.Name, Version: j.Version}
+		}
+		if b2.ID != b.ID || b2.Version != 2 || gone.ID.IsZero() {
+			f.Fatalf("jobs: %+v, %+v", b2, gone)
+		}
+		var got []job.JobHead
+		namespace, name := "", ""
+		for {
+			page, err := f.Heads(f.ctx, namespace, name, 2)
+			f.code("heads", err, "")
+			if len(page) == 0 {
+				break
+			}
+			got = append(got, page...)
+			namespace, name = page[len(page)-1].Namespace, page[len(page)-1].Name
+		}
+		f.equal("heads", []job.JobHead{head(a), head(b2), head(z)}, got)
+	}},
 }
