@@ -10,7 +10,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -37,54 +36,6 @@ import (
 	"github.com/musterhq/muster/worker/gateway"
 	"github.com/musterhq/muster/worker/gateway/output"
 )
-
-// Options are a node's settings.
-type Options struct {
-	// DataDir holds all that the node keeps. Required.
-	DataDir string
-	// HTTP is the host:port of the API. Required; port 0 takes a free one.
-	HTTP string
-	// Name is the node's; default "node-1".
-	Name string
-	// LocalOnly serves loopback without credentials and keeps web pages out (design section 8). Required in this version.
-	LocalOnly bool
-	// Version is the binary's.
-	Version string
-	// Logger. Required.
-	Logger *slog.Logger
-	// History is how long terminal runs are kept; 0: 30 days.
-	History time.Duration
-	// Worker runs an agent inside the process; nil: none.
-	Worker *WorkerOptions
-	// WorkEnv is the environment that commands of the node's own worker start from, as KEY=VALUE; MUSTER_* are left out.
-	WorkEnv []string
-	// Ready is told the API's URL once the node takes requests; may be nil.
-	Ready func(url string)
-	// Now is the wall clock; default time.Now.
-	Now func() time.Time
-}
-
-// Validate names the first option that is wrong.
-func (o *Options) Validate() error {
-	switch {
-	case o.DataDir == "":
-		return job.InvalidField("data", "a data directory is needed; set --data DIR")
-	case o.HTTP == "":
-		return job.InvalidField("http", "an address for the API is needed; set --http HOST:PORT")
-	case o.Logger == nil:
-		return job.InvalidField("logger", "a logger is needed")
-	case !o.LocalOnly:
-		return job.Errorf(job.Invalid, "not_supported_yet", "this version serves loopback only; start it with `muster dev`")
-	}
-	host, _, err := net.SplitHostPort(o.HTTP)
-	if err != nil {
-		return job.InvalidField("http", "%q is not an address; write HOST:PORT, such as 127.0.0.1:8080", o.HTTP)
-	}
-	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return job.InvalidField("http", "%q is not a loopback address; without credentials a node serves loopback only, such as 127.0.0.1:8080", host)
-	}
-	return nil
-}
 
 // node is an assembled node.
 type node struct {

@@ -24,6 +24,11 @@ type WorkerOptions struct {
 	DataDir string
 	// Join lists the API addresses of all nodes. A node's own worker joins the node.
 	Join []string
+	// JoinToken is what proves that this worker may join; CA the file of the certificate that the nodes' certificates come
+	// from; Insecure does without either. A node's own worker needs none of them.
+	JoinToken string
+	CA        string
+	Insecure  bool
 	// Labels are what selectors match; Slots how much runs at once, 0: the number of CPUs.
 	Labels map[string]string
 	Slots  int
