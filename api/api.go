@@ -44,9 +44,11 @@ type Config struct {
 	Joiner    Joiner
 	Cluster   Cluster
 
-	Snapshots Snapshots    // nil: GET /v1/cluster/snapshot answers 404
-	Metrics   http.Handler // GET /metrics; nil: 404
-	Console   http.Handler // GET of everything outside /v1 that is no other route; nil: one plain page at /
+	Admin       ClusterAdmin // nil: its routes answer 404
+	Credentials Credentials  // nil: /v1/credentials answers 404
+	Snapshots   Snapshots    // nil: /v1/cluster/snapshot answers 404
+	Metrics     http.Handler // GET /metrics; nil: 404
+	Console     http.Handler // GET of everything outside /v1 that is no other route; nil: one plain page at /
 
 	// Authorize decides on every request before a handler or its body is looked at; nil allows everything. Its error is
 	// answered as it is: Unauthenticated or Forbidden.

@@ -415,6 +415,19 @@ func (n *node) Snapshot(_ context.Context, w io.Writer) error {
 	return err
 }
 
+func (n *node) Restore(_ context.Context, r io.Reader) error {
+	b, err := io.ReadAll(r)
+	defer n.lock()()
+	if err != nil {
+		return err
+	}
+	if string(b) != "snapshot" {
+		return job.Errorf(job.Invalid, "snapshot_damaged", "this is no snapshot")
+	}
+	n.writes++
+	return nil
+}
+
 func (n *node) config() Config {
 	return Config{
 		Store: n, Schedules: n, Leases: n, Leader: n, Flags: n, Hints: n, Output: n, Joiner: n, Cluster: n, Snapshots: n,

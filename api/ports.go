@@ -153,26 +153,106 @@ type ClusterStatus struct {
 	Version     string       `json:"version"`
 	Leader      string       `json:"leader,omitempty"`
 	Epoch       job.Epoch    `json:"epoch"`
+	Term        uint64       `json:"term,omitempty" doc:"of Raft"`
+	CommitIndex uint64       `json:"commit_index,omitempty" doc:"of Raft, as the leader has it"`
 	Store       string       `json:"store"` // embedded, moving or postgres (S11)
 	Outage      bool         `json:"outage"`
 	Maintenance bool         `json:"maintenance"`
 	Nodes       []NodeStatus `json:"nodes"`
+	Quorum      Quorum       `json:"quorum"`          // filled in by the API from Nodes and Leader
 	Usage       *job.Usage   `json:"usage,omitempty"` // filled in by the API from the store
 }
 
-// NodeStatus is one scheduler process.
+// NodeStatus is one scheduler process. The leader knows of the others; what it cannot know of a node that does not answer is
+// what it knew last.
 type NodeStatus struct {
-	ID         string      `json:"id"`
-	Name       string      `json:"name"`
-	Role       string      `json:"role"` // leader, voter or nonvoter
-	API        string      `json:"api,omitempty"`
-	Raft       string      `json:"raft,omitempty"`
-	Version    string      `json:"version,omitempty"`
-	Healthy    bool        `json:"healthy"`
-	LastSeenAt job.Instant `json:"last_seen_at,omitempty"`
+	ID            string      `json:"id"`
+	Name          string      `json:"name"`
+	Role          string      `json:"role" enum:"leader,voter,nonvoter"`
+	API           string      `json:"api,omitempty"`
+	Raft          string      `json:"raft,omitempty"`
+	Version       string      `json:"version,omitempty"`
+	Healthy       bool        `json:"healthy" doc:"it answers the leader"`
+	LastSeenAt    job.Instant `json:"last_seen_at,omitempty"`
+	AppliedIndex  uint64      `json:"applied_index"`
+	Behind        uint64      `json:"behind" doc:"entries of the log that it has not applied yet"`
+	ClockOffsetMS int64       `json:"clock_offset_ms" doc:"of its clock against the median of the voters"`
+	Streams       int         `json:"streams" doc:"workers attached to it"`
 }
 
-// Snapshots writes a consistent copy of the replicated state.
+// Roles of a node.
+const (
+	RoleLeader   = "leader"
+	RoleVoter    = "voter"
+	RoleNonvoter = "nonvoter"
+)
+
+// Quorum says how much a cluster can lose, for people who must not have to count.
+type Quorum struct {
+	Healthy   bool   `json:"healthy" doc:"it is led, and a majority of the voters answers"`
+	Voters    int    `json:"voters"`
+	Answering int    `json:"answering" doc:"voters that answer"`
+	Tolerates int    `json:"tolerates" doc:"voters that may still fail before nothing is decided any more"`
+	Summary   string `json:"summary" doc:"one sentence"`
+	Advice    string `json:"advice,omitempty" doc:"what to do, if something is to be done"`
+}
+
+// ClusterAdmin changes who leads and who belongs to the cluster, from whichever node asks. Unavailable while there is no
+// leader to ask.
+type ClusterAdmin interface {
+	// Transfer hands leadership to the node named to, or to the best one if it is "". NotFound: no such node; Conflict: it
+	// is no voter. It returns once another node leads.
+	Transfer(ctx context.Context, to string) error
+	// Remove takes a node out of the cluster. NotFound: no such node; Conflict with reason quorum: the nodes that remain
+	// would not be able to decide, and force was not given.
+	Remove(ctx context.Context, name string, force bool) error
+	// Verify compares the replicas: each node's digest of its whole state at one and the same index.
+	Verify(ctx context.Context) (*ReplicaCheck, error)
+	// Greeting is what a node tells another that starts. It must answer before the node has started.
+	Greeting(ctx context.Context) (*Greeting, error)
+}
+
+// ReplicaCheck is what POST /v1/cluster/verify answers.
+type ReplicaCheck struct {
+	Index    uint64          `json:"index" doc:"of the log, at which all digests were taken"`
+	Equal    bool            `json:"equal" doc:"all digests that could be had are the same"`
+	Complete bool            `json:"complete" doc:"every node of the cluster answered"`
+	Replicas []ReplicaDigest `json:"replicas"`
+}
+
+// ReplicaDigest is one node's.
+type ReplicaDigest struct {
+	ID     string `json:"id"`
+	Name   string `json:"name"`
+	Digest string `json:"digest,omitempty" doc:"SHA-256 in hexadecimal"`
+	Error  string `json:"error,omitempty" doc:"why there is none"`
+}
+
+// Greeting is what a node tells another one at bootstrap, over the API, whose addresses are the ones that people list.
+type Greeting struct {
+	NodeID     string   `json:"node_id"`
+	Name       string   `json:"name"`
+	Raft       string   `json:"raft"`
+	API        string   `json:"api"`
+	HasState   bool     `json:"has_state"`
+	ClusterID  string   `json:"cluster_id,omitempty"`
+	LeaderRaft string   `json:"leader_raft,omitempty"`
+	Knows      []string `json:"knows,omitempty"` // the ids of the nodes that it has met
+}
+
+// Credentials keeps who may call. Reads are local and as new as this node's log.
+type Credentials interface {
+	Credentials() []job.Credential
+	// PutCredential adds one. Conflict: its name is taken.
+	PutCredential(ctx context.Context, c job.Credential) error
+	// DropCredential revokes one. NotFound, or Conflict with reason last_admin.
+	DropCredential(ctx context.Context, id string) error
+}
+
+// Snapshots writes a consistent copy of the replicated state, and puts one in its place.
 type Snapshots interface {
 	Snapshot(ctx context.Context, w io.Writer) error
+	// Restore replaces the cluster's state by a copy that Snapshot wrote. It keeps what it reads in a file of its own and
+	// checks all of it before the first change. Invalid: it is damaged or none; Conflict: it is another cluster's.
+	Restore(ctx context.Context, r io.Reader) error
 }

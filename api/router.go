@@ -25,9 +25,14 @@ const (
 	Submit  Verb = "submit"  // starts, cancels and retries runs
 	Define  Verb = "define"  // changes jobs
 	Inspect Verb = "inspect" // workers, the cluster, metrics
-	Operate Verb = "operate" // cordons, drains, maintenance, snapshots
+	Operate Verb = "operate" // cordons, drains, maintenance, nodes, copies of the state
+	Admin   Verb = "admin"   // credentials; replaces the whole state
 	Join    Verb = "join"    // needs a join token, which the joiner checks
+	Peer    Verb = "peer"    // between nodes: a node's certificate and nothing else
 )
+
+// Verbs are all of them.
+var Verbs = []Verb{Public, Read, Submit, Define, Inspect, Operate, Admin, Join, Peer}
 
 // Operation is what a request is about to do, as the authoriser sees it.
 type Operation struct {
