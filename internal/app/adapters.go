@@ -6,7 +6,6 @@ import (
 	"github.com/musterhq/muster/api"
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/scheduler"
-	"github.com/musterhq/muster/worker/gateway/output"
 )
 
 // The adapters say in the API's words what the parts of a node say in theirs.
@@ -14,7 +13,7 @@ import (
 func (n *node) buildAPI() (err error) {
 	n.api, err = api.New(api.Config{
 		Store: n.store, Schedules: schedules{n}, Leases: leases{n}, Leader: leader{n}, Flags: flags{n}, Hints: hints{n},
-		Output: outputs{n.output}, Joiner: joiner{n}, Cluster: clusterView{n}, Metrics: n.metricsHandler(),
+		Output: outputs{n}, Joiner: joiner{n}, Cluster: clusterView{n}, Metrics: n.metricsHandler(),
 		Version: n.Version, Logger: n.Logger, Registerer: n.registry, Now: n.Now,
 	})
 	return err
@@ -154,33 +153,6 @@ func (h hints) Born(runs []*job.Run) {
 func (h hints) CancelRequested(ids []job.RunID) {
 	if t := h.term.Load(); t != nil {
 		t.CancelRequested(ids)
-	}
-}
-
-type outputs struct{ *output.Store }
-
-func (o outputs) Output(ctx context.Context, q api.OutputQuery, each func(api.OutputChunk) error) error {
-	tell := func(p output.Piece) error {
-		return each(api.OutputChunk{Offset: p.Offset, Stream: "output", Data: p.Data})
-	}
-	if q.Follow {
-		return o.Follow(ctx, q.RunID, q.Attempt, q.From, tell)
-	}
-	const page = 256 << 10
-	for from := q.From; ; {
-		pieces, next, err := o.Read(q.RunID, q.Attempt, from, page)
-		if err != nil {
-			return err
-		}
-		for _, p := range pieces {
-			if err := tell(p); err != nil {
-				return err
-			}
-		}
-		if len(pieces) == 0 || next == from {
-			return nil
-		}
-		from = next
 	}
 }
 
