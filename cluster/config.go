@@ -38,6 +38,17 @@ type Config struct {
 	// Join keeps a node without state from bootstrapping itself: it waits for Bootstrap, or to be added by the leader.
 	Join bool
 
+	// Self is what this node tells the others about itself; its ID and Raft are filled in here. Without a Name the node
+	// announces nothing, and makes no identity for a new cluster.
+	Self job.Node
+	// ClusterID is the cluster that this node's certificates belong to. A node that finds itself in another one stops.
+	// "" takes any; a new cluster then gets a random one.
+	ClusterID string
+	// Credentials are those of a new cluster: the first leader records them together with its id.
+	Credentials []job.Credential
+	// PromoteAfter is how long a node that joined must have kept up with the leader before it votes. Default 3 s.
+	PromoteAfter time.Duration
+
 	// HeartbeatTimeout is how long a follower waits for its leader before it stands for election, up to twice as long;
 	// ElectionTimeout how long an election may take, not less than the former; LeaderLease how long a leader that reaches
 	// no majority stays one, not more than the former. Defaults 1 s, 1 s and 500 ms; alone 100 ms each, because there is
@@ -102,6 +113,7 @@ func (c *Config) setDefaults() {
 	or(&c.BarrierTimeout, time.Minute)
 	or(&c.TransferTimeout, 10*time.Second)
 	or(&c.CloseTimeout, 10*time.Second)
+	or(&c.PromoteAfter, 3*time.Second)
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -154,6 +166,7 @@ func (c *Config) Validate() error {
 		{"BarrierTimeout", d.BarrierTimeout, time.Millisecond},
 		{"TransferTimeout", d.TransferTimeout, time.Millisecond},
 		{"CloseTimeout", d.CloseTimeout, time.Millisecond},
+		{"PromoteAfter", d.PromoteAfter, time.Millisecond},
 	} {
 		if a.value < a.least {
 			return job.InvalidField(a.field, "%s is too short; the least is %s", a.value, a.least)
