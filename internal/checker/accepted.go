@@ -19,6 +19,7 @@ func (j *judge) submissions() {
 		if op.Kind != Submit {
 			continue
 		}
+		j.bad(op)
 		f := sent[op.ID]
 		if f == nil {
 			f = &fate{}
@@ -59,6 +60,20 @@ func (j *judge) submissions() {
 		if r.Run.Trigger != job.ByTick && sent[id] == nil {
 			j.broken(InventedRun, id, "nobody submitted it; its trigger is %s", r.Run.Trigger)
 		}
+	}
+}
+
+// bad judges D5 for one submission that had to be refused.
+func (j *judge) bad(op *Op) {
+	if !op.Bad {
+		return
+	}
+	j.report.Bad++
+	switch {
+	case op.Outcome == OK || op.Outcome == Unknown && j.runs[op.ID] != nil:
+		j.broken(BadAccepted, op.ID, "%s is bad and was accepted", op.Body)
+	case op.Outcome == Refused && op.Status != 0 && (op.Status < 400 || op.Status > 499 || op.Field == ""):
+		j.broken(BadAnswer, op.ID, "%s is bad and was refused with %d and the field %q: %s", op.Body, op.Status, op.Field, op.Problem)
 	}
 }
 

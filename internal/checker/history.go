@@ -15,22 +15,88 @@ type Moment int64
 
 // History is everything that is known of one trial. The order within each list does not matter.
 type History struct {
-	Lives []Life
-	Ops   []Op
-	Work  []Work
-	Jobs  []Job
-	Runs  []Run
+	Lives    []Life
+	Ops      []Op
+	Work     []Work
+	Jobs     []Job
+	Runs     []Run
+	Faults   []Fault
+	Leads    []Lead
+	Digests  []Digest
+	Refusals []Refusal
 }
 
-// Life is one process of the system, from its start to its end.
+// Life is one process of the system, from its start to its end. Several may live at once.
 type Life struct {
-	Pid   int    `json:"pid"`
+	Pid int `json:"pid"`
+	// Role and Name are what the process is; a restarted one has the same name. A trial of one process needs neither.
+	Role  Role   `json:"role,omitempty"`
+	Name  string `json:"name,omitempty"`
 	Start Moment `json:"start"`
 	Ready Moment `json:"ready,omitempty"` // 0: it was killed before
 	// Kill is from when on it was being killed, Dead when it was gone for sure; both 0 for one that was stopped softly.
 	Kill Moment `json:"kill,omitempty"`
 	Dead Moment `json:"dead,omitempty"`
+	// Stop is when it was asked to stop softly.
+	Stop Moment `json:"stop,omitempty"`
 }
+
+// Role is what a process is of the system.
+type Role string
+
+const (
+	Both   Role = ""     // a node with its own worker
+	Node   Role = "node" // alone
+	Worker Role = "worker"
+)
+
+// Fault is what was done to a process without ending it.
+type Fault struct {
+	Kind FaultKind `json:"kind"`
+	Role Role      `json:"role,omitempty"`
+	Name string    `json:"name"`
+	From Moment    `json:"from"`
+	To   Moment    `json:"to"`
+	// Led: the process was the leader when it began.
+	Led bool `json:"led,omitempty"`
+}
+
+// FaultKind is what was done.
+type FaultKind string
+
+const (
+	Pause FaultKind = "pause" // it did not get to run: SIGSTOP
+	// Cut: it was cut off from those whom it needs, of a worker all nodes that can reach a leader.
+	Cut FaultKind = "cut"
+)
+
+// Lead says that a node began to lead, by its own word.
+type Lead struct {
+	Name  string    `json:"name"`
+	Epoch job.Epoch `json:"epoch"`
+	Wall  int64     `json:"wall"` // of the node's clock, for the reader
+}
+
+// Digest is the hash of a node's whole replicated state at one place in the log.
+type Digest struct {
+	Name  string `json:"name"`
+	Index uint64 `json:"index"`
+	Hash  string `json:"hash"`
+}
+
+// Refusal counts what the system refused because it came too late.
+type Refusal struct {
+	Kind RefusalKind `json:"kind"`
+	N    int         `json:"n"`
+}
+
+// RefusalKind is who was too late.
+type RefusalKind string
+
+const (
+	LateWorker RefusalKind = "worker" // results under an old fence
+	LateLeader RefusalKind = "leader" // what a node wanted to do as a leader that it no longer was
+)
 
 // Op is one request of a client and what became of it. Its invocation and its completion are Asked and Answered.
 type Op struct {
@@ -39,6 +105,12 @@ type Op struct {
 	Done    Moment  `json:"done"`
 	Outcome Outcome `json:"outcome"`
 	Problem string  `json:"problem,omitempty"` // why it is not ok
+	// Node is which node was asked, "" if the client itself chose one. Status is the answer's, if there was one.
+	Node   string `json:"node,omitempty"`
+	Status int    `json:"status,omitempty"`
+	// Bad: the client asked, on purpose, for what must be refused (D5). Field is the field that the refusal names.
+	Bad   bool   `json:"bad,omitempty"`
+	Field string `json:"field,omitempty"`
 
 	// Of a submission: the id that the client made, its key, and its body without id and key. Of the others: the run.
 	ID   job.RunID       `json:"id,omitzero"`
@@ -126,11 +198,15 @@ type Run struct {
 
 // Line is one line of a saved history: one of its fields is set.
 type Line struct {
-	Life *Life `json:"life,omitempty"`
-	Op   *Op   `json:"op,omitempty"`
-	Work *Work `json:"work,omitempty"`
-	Job  *Job  `json:"job,omitempty"`
-	Run  *Run  `json:"run,omitempty"`
+	Life    *Life    `json:"life,omitempty"`
+	Op      *Op      `json:"op,omitempty"`
+	Work    *Work    `json:"work,omitempty"`
+	Job     *Job     `json:"job,omitempty"`
+	Run     *Run     `json:"run,omitempty"`
+	Fault   *Fault   `json:"fault,omitempty"`
+	Lead    *Lead    `json:"lead,omitempty"`
+	Digest  *Digest  `json:"digest,omitempty"`
+	Refusal *Refusal `json:"refusal,omitempty"`
 }
 
 // Read adds the lines of one file to the history. A last line that was cut off is left out: its writer was killed.
@@ -168,5 +244,13 @@ func (h *History) Add(l Line) {
 		h.Jobs = append(h.Jobs, *l.Job)
 	case l.Run != nil:
 		h.Runs = append(h.Runs, *l.Run)
+	case l.Fault != nil:
+		h.Faults = append(h.Faults, *l.Fault)
+	case l.Lead != nil:
+		h.Leads = append(h.Leads, *l.Lead)
+	case l.Digest != nil:
+		h.Digests = append(h.Digests, *l.Digest)
+	case l.Refusal != nil:
+		h.Refusals = append(h.Refusals, *l.Refusal)
 	}
 }

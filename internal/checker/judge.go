@@ -28,6 +28,8 @@ const (
 	InventedRun   Rule = "D1 invented"        // there, and nobody asked for it
 	DoubledRun    Rule = "D1 doubled"         // listed twice
 	WrongAnswer   Rule = "D1 wrong answer"    // a submission was answered with another run
+	Denied        Rule = "D1 denied"          // accepted, and a node said afterwards that it does not exist
+	Diverged      Rule = "D1 diverged"        // two replicas differ at one place in the log
 	KeySplit      Rule = "D1 key split"       // one key, two runs
 	KeyShared     Rule = "D1 key shared"      // one key, two bodies, both accepted
 	TickMissing   Rule = "D2 missing"         // due, and not decided
@@ -37,6 +39,8 @@ const (
 	TickFrom      Rule = "D2 from"            // a version came into effect outside of the request that made it
 	TickNoRun     Rule = "D2 no run"          // decided to run, and its run is not there
 	TickWrongRun  Rule = "D2 wrong run"       // its run is not the one that derives from it
+	TickEarly     Rule = "D2 early"           // its run started before its time
+	TickGivenUp   Rule = "D2 given up"        // not run, by a job that wants every tick to run
 	RunNoTick     Rule = "D2 run, no tick"    // a run of a tick that was not decided to run
 	FenceFell     Rule = "D3 fence"           // a later start without a higher fence
 	AttemptFell   Rule = "D3 attempt"         // a later start without a higher attempt number
@@ -48,14 +52,33 @@ const (
 	NoWork        Rule = "D3 no work"         // succeeded, and no command ended with 0
 	StrangeWork   Rule = "D3 strange work"    // a command of a run that is not there
 	OrphanAlive   Rule = "D3 orphan"          // work of an earlier life was alive when a later life started work
+	FenceShared   Rule = "D3 fence shared"    // one fence for two attempts
+	TwoLeaders    Rule = "D3 two leaders"     // one epoch, two leaders
+	StrayEpoch    Rule = "D3 stray epoch"     // a fence of an epoch in which nobody led
+	OldEpoch      Rule = "D3 old epoch"       // a worker that knew of a leader took work from an earlier one
+	LossInvented  Rule = "D3 loss invented"   // repeated after a loss of its worker, to which nothing had happened
+	Outlived      Rule = "D3 outlived"        // work of a worker that was paused outlived its lease by far
+	NotExercised  Rule = "D3 not exercised"   // somebody was paused for long, and nothing was ever refused
 	NotFinal      Rule = "D4 not final"       // terminal, and later something else
 	StartAfterEnd Rule = "D4 start after end" // a start after the run had been seen ended
 	CancelIgnored Rule = "D4 cancel ignored"  // a start well after a cancel was accepted
+	IllegalMove   Rule = "D4 illegal move"    // one node told two states of which the second cannot follow the first
+	WrongAttempts Rule = "D4 attempts"        // the recorded attempts of a run cannot have been
+	BadAccepted   Rule = "D5 accepted"        // bad input was accepted
+	BadAnswer     Rule = "D5 bad answer"      // bad input was refused without a 4xx that names the field
 )
 
 // CancelInFlight is how long after an accepted cancel a start may still happen: an assignment that was under way (L9
 // stops it). It is generous, for machines that are busy.
 const CancelInFlight = Moment(5 * time.Second)
+
+// Late is how long after it should have a process on a busy machine may still act: stop work whose lease has ended, or
+// start a command that it was told to start.
+const Late = Moment(5 * time.Second)
+
+// Early is how much before its time a tick's run may start: the nodes' clocks are brought together over a network, and
+// offsets below this one are not followed (L8).
+const Early = 20 * time.Millisecond
 
 // Report is what Judge found.
 type Report struct {
@@ -70,6 +93,11 @@ type Report struct {
 	Starts                     int
 	AfterLoss, AfterFailure    int // second and later starts, by what is recorded of the attempt before
 	Cut                        int // starts that ended with their life
+	Overlaps                   int // starts beside an attempt whose worker was paused
+	Leads                      int
+	LateWorkers, LateLeaders   int // refusals
+	Replicas                   int // whose state was compared
+	Bad                        int // bad submissions
 }
 
 // Judge judges a history. The violations come in the order of the rules' promises, and of what they are about.
@@ -100,6 +128,9 @@ func Judge(h *History) *Report {
 	j.attempts()
 	j.orphans()
 	j.final()
+	j.transitions()
+	j.leaders()
+	j.replicas()
 	slices.SortStableFunc(j.report.Violations, func(a, b Violation) int {
 		return cmp.Or(cmp.Compare(a.Rule[:2], b.Rule[:2]), cmp.Compare(a.About, b.About))
 	})

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/job/timetable"
@@ -65,6 +66,7 @@ func (j *judge) ticks(jb *Job) {
 				last = min(last, len(due)-1)
 			}
 		}
+		j.givenUp(jb, &t)
 		for i := first; i <= last; i++ {
 			times[i]++
 			j.report.Decided[t.Disposition]++
@@ -81,6 +83,27 @@ func (j *judge) ticks(jb *Job) {
 		case n > 1:
 			j.broken(TickDoubled, tickName(jb, due[i]), "it was decided %d times", n)
 		}
+	}
+}
+
+// givenUp judges that a job that wants each tick to run, whatever else runs, gets that.
+func (j *judge) givenUp(jb *Job, t *Tick) {
+	spec := j.specs[specKey{jb.Name, t.Version}]
+	if t.Disposition == job.TickRun || t.Disposition == job.TickPaused || t.Reason == job.CatchUpMaxReason || spec == nil ||
+		spec.Overlap != job.OverlapAllow || spec.Schedule == nil || spec.Schedule.CatchUp.Policy != job.CatchUpAll {
+		return
+	}
+	j.broken(TickGivenUp, tickName(jb, t.ScheduledAt), "it is %s (%s), and the job says catch_up: all, overlap: allow", t.Disposition, t.Reason)
+}
+
+// early judges that a run does not start before its time, by the clock of the machine that it runs on.
+func (j *judge) early(id job.RunID, w *Work) {
+	at, err := time.Parse(time.RFC3339Nano, w.ScheduledAt)
+	if err != nil || w.Wall == 0 {
+		return // it has no time
+	}
+	if by := time.Duration(at.UnixNano() - w.Wall); by > Early {
+		j.broken(TickEarly, id, "attempt %d of the run of %s started %s before it", w.Attempt, w.ScheduledAt, by)
 	}
 }
 

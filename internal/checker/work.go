@@ -39,6 +39,7 @@ func (j *judge) starts(id job.RunID, ws []Work, r *Run) {
 		if l := j.lifeOf(w); l != nil && l.Kill != 0 && !slices.ContainsFunc(ws, func(e Work) bool { return e.Event == End && e.Fence == w.Fence }) {
 			j.report.Cut++
 		}
+		j.early(id, w)
 		if r != nil {
 			if a := recorded(r, w.Attempt); a == nil || a.Fence != w.Fence {
 				j.broken(Unrecorded, id, "attempt %d started with fence %d; recorded is %s", w.Attempt, w.Fence, describe(a))
@@ -59,7 +60,11 @@ func (j *judge) again(id job.RunID, last, w *Work, ws []Work, r *Run) {
 	if w.Attempt <= last.Attempt {
 		j.broken(AttemptFell, id, "it started as attempt %d and then as %d", last.Attempt, w.Attempt)
 	}
-	if end, known := j.endOf(last, ws); known && w.At < end {
+	switch end, known := j.endOf(last, ws); {
+	case !known || w.At >= end:
+	case j.paused(last, w.At):
+		j.report.Overlaps++ // nobody can stop work whose worker does not get to run; that is what fences are for
+	default:
 		j.broken(TwoAtOnce, id, "attempt %d started %s before attempt %d had ended", w.Attempt, span(w.At, end), last.Attempt)
 	}
 	if r == nil {
@@ -68,6 +73,9 @@ func (j *judge) again(id job.RunID, last, w *Work, ws []Work, r *Run) {
 	switch a := recorded(r, last.Attempt); {
 	case a != nil && slices.Contains(losses, a.Reason):
 		j.report.AfterLoss++
+		if !j.lossExplained(last, w.At) {
+			j.broken(LossInvented, id, "attempt %d started after attempt %d: %s; nothing had happened to its worker, process %d", w.Attempt, last.Attempt, describe(a), last.Life)
+		}
 	case a != nil && a.State == job.Failed && a.Reason != job.NoReason:
 		j.report.AfterFailure++
 	default:
@@ -165,7 +173,7 @@ func (j *judge) inlineSpecs() map[job.RunID]*job.Document {
 	return specs
 }
 
-// orphans judges that no work of an earlier life is alive once a later life has started work (L4): by the commands that
+// orphans judges that no work of an earlier life is alive once a later life of the same worker has started work (L4): by the commands that
 // looked, and by lines that were written too late.
 func (j *judge) orphans() {
 	firsts := map[*Life]Moment{} // of each life its first start
@@ -183,7 +191,7 @@ func (j *judge) orphans() {
 		}
 		own := j.bornUnder(w)
 		for l, first := range firsts {
-			if own != nil && l.Start > own.Start && w.At > first {
+			if own != nil && l.Name == own.Name && l.Start > own.Start && w.At > first {
 				j.broken(OrphanAlive, w.Run, "process %d of attempt %d wrote %q %s after process %d had started work", w.Pid, w.Attempt, w.Event, span(first, w.At), l.Pid)
 				break
 			}
