@@ -32,6 +32,12 @@ const (
 	KindMaintain       Kind = 8
 	KindFlagWorker     Kind = 9
 	KindSetLimits      Kind = 10
+	KindInitCluster    Kind = 11
+	KindPutNode        Kind = 12
+	KindDropNode       Kind = 13
+	KindPutCredential  Kind = 14
+	KindDropCredential Kind = 15
+	KindCheckpoint     Kind = 16
 
 	KindRaiseStore Kind = 32
 	KindPutJob     Kind = 33
@@ -54,8 +60,10 @@ type Command interface {
 
 // Meta is all that a command may know besides its own fields.
 type Meta struct {
-	Index uint64      // the entry's place in the log
-	At    job.Instant // the proposer's clock; it never goes back (L8)
+	Index uint64 // the entry's place in the log
+	// At is the proposer's clock, and never goes back (L8). Proposers write the cluster's time, the median of the nodes'
+	// clocks (cluster.Clock), so that the greatest At is all that replicas need to agree on.
+	At job.Instant
 }
 
 // Result answers one command. Err is always a *job.Error.
@@ -95,6 +103,7 @@ type wireCommand struct {
 	Kind    Kind            `cbor:"1,keyasint"`
 	Version uint8           `cbor:"2,keyasint"`
 	Body    cbor.RawMessage `cbor:"3,keyasint"`
+	Tag     Tag             `cbor:"4,keyasint,omitzero"`
 }
 
 // coders are the one encoding and the one decoding used for the log and for snapshots. Encoding is deterministic, so
@@ -142,6 +151,12 @@ var codecs = []codec{
 	{KindMaintain, 1, "maintain", func() Command { return new(Maintain) }},
 	{KindFlagWorker, 1, "flag_worker", func() Command { return new(FlagWorker) }},
 	{KindSetLimits, 1, "set_limits", func() Command { return new(SetLimits) }},
+	{KindInitCluster, 1, "init_cluster", func() Command { return new(InitCluster) }},
+	{KindPutNode, 1, "put_node", func() Command { return new(PutNode) }},
+	{KindDropNode, 1, "drop_node", func() Command { return new(DropNode) }},
+	{KindPutCredential, 1, "put_credential", func() Command { return new(PutCredential) }},
+	{KindDropCredential, 1, "drop_credential", func() Command { return new(DropCredential) }},
+	{KindCheckpoint, 1, "checkpoint", func() Command { return new(Checkpoint) }},
 	{KindRaiseStore, 1, "raise_store", func() Command { return new(RaiseStore) }},
 	{KindPutJob, 1, "put_job", func() Command { return new(PutJob) }},
 	{KindDeleteJob, 1, "delete_job", func() Command { return new(DeleteJob) }},
@@ -171,7 +186,8 @@ func codecOf(k Kind, version uint8) *codec {
 	return nil
 }
 
-func currentVersion(k Kind) uint8 {
+// Version answers the version of a kind that this binary writes: the newest one.
+func Version(k Kind) uint8 {
 	v := uint8(0)
 	for i := range codecs {
 		if codecs[i].kind == k {
@@ -192,15 +208,11 @@ func Size(commands ...Command) int {
 
 // EncodeEntry writes an entry in its form on disk. One that is larger than MaxEntryBytes is Invalid, reason too_large.
 func EncodeEntry(origin Origin, at job.Instant, commands ...Command) ([]byte, error) {
-	w := wireEntry{Origin: origin, At: at, Commands: make([]wireCommand, len(commands))}
-	for i, c := range commands {
-		body, err := encoder.Marshal(c)
-		if err != nil {
-			return nil, fmt.Errorf("encode command of kind %d: %w", c.Kind(), err)
-		}
-		w.Commands[i] = wireCommand{Kind: c.Kind(), Version: currentVersion(c.Kind()), Body: body}
+	wire, err := encodeCommands(commands)
+	if err != nil {
+		return nil, err
 	}
-	body, err := encoder.Marshal(&w)
+	body, err := encoder.Marshal(&wireEntry{Origin: origin, At: at, Commands: wire})
 	if err != nil {
 		return nil, fmt.Errorf("encode entry: %w", err)
 	}
@@ -225,25 +237,49 @@ func DecodeEntry(data []byte) (*Entry, error) {
 	if err := decoder.Unmarshal(data[1:], &w); err != nil {
 		return nil, fmt.Errorf("read log entry: %w", err)
 	}
-	e := &Entry{Origin: w.Origin, At: w.At, Commands: make([]Command, len(w.Commands))}
-	for i := range w.Commands {
-		c, err := decodeCommand(w.Commands[i].Kind, w.Commands[i].Version, w.Commands[i].Body)
+	commands, err := decodeCommands(w.Commands)
+	if err != nil {
+		return nil, fmt.Errorf("read log entry: %w", err)
+	}
+	return &Entry{Origin: w.Origin, At: w.At, Commands: commands}, nil
+}
+
+func encodeCommands(commands []Command) ([]wireCommand, error) {
+	wire := make([]wireCommand, len(commands))
+	for i, c := range commands {
+		tag, c := untagged(c)
+		body, err := encoder.Marshal(c)
+		if err != nil {
+			return nil, fmt.Errorf("encode command of kind %d: %w", c.Kind(), err)
+		}
+		wire[i] = wireCommand{Kind: c.Kind(), Version: Version(c.Kind()), Body: body, Tag: tag}
+	}
+	return wire, nil
+}
+
+func decodeCommands(wire []wireCommand) ([]Command, error) {
+	commands := make([]Command, len(wire))
+	for i := range wire {
+		w := &wire[i]
+		c, err := decodeCommand(w.Kind, w.Version, w.Body)
 		if err != nil {
 			return nil, err
 		}
-		e.Commands[i] = c
+		if commands[i] = c; !w.Tag.IsZero() {
+			commands[i] = Tagged{w.Tag, c}
+		}
 	}
-	return e, nil
+	return commands, nil
 }
 
 func decodeCommand(kind Kind, version uint8, body []byte) (Command, error) {
 	k := codecOf(kind, version)
 	if k == nil {
-		return nil, fmt.Errorf("read log entry: command kind %d version %d is not known to this version of muster", kind, version)
+		return nil, fmt.Errorf("command kind %d version %d is not known to this version of muster", kind, version)
 	}
 	c := k.fresh()
 	if err := decoder.Unmarshal(body, c); err != nil {
-		return nil, fmt.Errorf("read log entry: command %s version %d: %w", k.name, version, err)
+		return nil, fmt.Errorf("command %s version %d: %w", k.name, version, err)
 	}
 	return c, nil
 }

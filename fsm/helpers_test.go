@@ -149,3 +149,12 @@ func (m *machine) ends(n int, fence job.Fence) {
 		m.Fatalf("run %d did not end: %+v", n, moved[0].Run)
 	}
 }
+
+func credentialNumbered(n int, role job.Role) job.Credential {
+	return job.Credential{ID: fmt.Sprintf("id-%d", n), Name: fmt.Sprintf("credential-%d", n), Role: role,
+		Digest: job.SecretDigest([]byte{byte(n)}), CreatedAt: t0}
+}
+
+func nodeNumbered(n int) job.Node {
+	return job.Node{ID: fmt.Sprintf("node-id-%d", n), Name: fmt.Sprintf("n%d", n), Raft: fmt.Sprintf("10.0.0.%d:8081", n)}
+}

@@ -32,6 +32,7 @@ type tableSection struct {
 	number byte
 	rows   iter.Seq[any]
 	add    func([]byte) error
+	check  func([]byte) error // reads a row and forgets it
 }
 
 func sectionOf[K, R any](number byte, t *table[K, R], add func(*R)) tableSection {
@@ -50,7 +51,8 @@ func sectionOf[K, R any](number byte, t *table[K, R], add func(*R)) tableSection
 			}
 			add(r)
 			return nil
-		}}
+		},
+		func(b []byte) error { return decoder.Unmarshal(b, new(R)) }}
 }
 
 // sectionsOf lists the tables in the order of their sections. Indexes are not written; they are made again.
@@ -81,6 +83,8 @@ func (t *tables) sectionsOf(names *interner) []tableSection {
 			t.keys.put(k)
 			t.keyAges.add(k.age())
 		}),
+		sectionOf(16, &t.nodes, t.nodes.put),
+		sectionOf(17, &t.credentials, t.credentials.put),
 	}
 }
 
@@ -171,9 +175,13 @@ func (s *section) row(r any) error {
 	if err != nil {
 		return err
 	}
+	return s.raw(b)
+}
+
+func (s *section) raw(b []byte) error {
 	s.n++
 	s.uvarint(uint64(len(b)))
-	_, err = s.w.Write(b)
+	_, err := s.w.Write(b)
 	return err
 }
 
@@ -193,17 +201,6 @@ type restored struct {
 
 // readSnapshot builds a state from a snapshot, and answers it only if all of it is right.
 func readSnapshot(in io.Reader) (*restored, error) {
-	r := &snapshotReader{r: bufio.NewReaderSize(in, 256<<10), sum: crc32.New(castagnoli)}
-	head := r.bytes(len(snapshotMagic) + 1)
-	if r.err != nil {
-		return nil, r.err
-	}
-	if string(head[:len(snapshotMagic)]) != snapshotMagic {
-		return nil, errors.New("this is not a snapshot of muster")
-	}
-	if f := head[len(snapshotMagic)]; f != snapshotFormat {
-		return nil, fmt.Errorf("snapshot format %d is not known to this version of muster", f)
-	}
 	out := &restored{tables: newTables(), ended: newEndedIndex()}
 	readers := map[byte]func([]byte) error{
 		sectionWindows: func(b []byte) error {
@@ -216,25 +213,56 @@ func readSnapshot(in io.Reader) (*restored, error) {
 	for _, t := range out.tables.sectionsOf(new(interner)) {
 		readers[t.number] = t.add
 	}
-	for number := r.byte(); r.err == nil && number != sectionEnd; number = r.byte() {
-		read := readers[number]
-		if read == nil {
-			return nil, fmt.Errorf("snapshot section %d is not known to this version of muster", number)
+	err := readSections(in, func(number byte) (func([]byte) error, error) {
+		if readers[number] == nil {
+			return nil, errUnknownSection(number)
 		}
-		if err := r.section(number, read); err != nil {
-			return nil, err
-		}
-	}
-	want := r.sum.Sum32()
-	if got := r.bytes(4); r.err != nil {
-		return nil, r.err
-	} else if binary.BigEndian.Uint32(got) != want {
-		return nil, errors.New("the snapshot is damaged: its checksum does not match")
+		return readers[number], nil
+	}, func() {})
+	if err != nil {
+		return nil, err
 	}
 	for b := range out.tables.ended.all() { // in the order of their numbers, so oldest first
 		out.ended.add(b)
 	}
 	return out, nil
+}
+
+func errUnknownSection(number byte) error {
+	return fmt.Errorf("snapshot section %d is not known to this version of muster", number)
+}
+
+// readSections walks a snapshot: begin answers what reads the rows of a section, end is called behind its last one. The
+// checksum stands at the end, so what was read is good only if there is no error.
+func readSections(in io.Reader, begin func(number byte) (func([]byte) error, error), end func()) error {
+	r := &snapshotReader{r: bufio.NewReaderSize(in, 256<<10), sum: crc32.New(castagnoli)}
+	head := r.bytes(len(snapshotMagic) + 1)
+	if r.err != nil {
+		return r.err
+	}
+	if string(head[:len(snapshotMagic)]) != snapshotMagic {
+		return errors.New("this is not a snapshot of muster")
+	}
+	if f := head[len(snapshotMagic)]; f != snapshotFormat {
+		return fmt.Errorf("snapshot format %d is not known to this version of muster", f)
+	}
+	for number := r.byte(); r.err == nil && number != sectionEnd; number = r.byte() {
+		read, err := begin(number)
+		if err != nil {
+			return err
+		}
+		if err := r.section(number, read); err != nil {
+			return err
+		}
+		end()
+	}
+	want := r.sum.Sum32()
+	if got := r.bytes(4); r.err != nil {
+		return r.err
+	} else if binary.BigEndian.Uint32(got) != want {
+		return errors.New("the snapshot is damaged: its checksum does not match")
+	}
+	return nil
 }
 
 // snapshotReader reads and sums; after an error everything it answers is zero.

@@ -28,6 +28,8 @@ func everything(t *testing.T) *machine {
 	m.grant(nil, &Grant{Ended: []job.EndedGrant{{RunID: numbered(2), Fence: fence(0, 2)}}})
 	m.do(&PauseNamespace{Namespace: "x", Paused: true})
 	m.entry(Origin{Node: "n", Boot: "b", Seq: 1}, &Maintain{On: true})
+	m.do(&InitCluster{ClusterID: "c", GossipSecret: []byte("secret"), Credentials: []job.Credential{credentialNumbered(1, job.RoleAdmin)}})
+	m.do(&PutNode{Node: nodeNumbered(1)})
 	for _, s := range m.tables.sectionsOf(nil) {
 		n := 0
 		for range s.rows {

@@ -23,7 +23,10 @@ type State struct {
 	// next writes copy them: it happens only when somebody asks, and once for all who do.
 	view atomic.Pointer[View]
 
-	changes scheduleChanges
+	changes    scheduleChanges
+	directory  atomic.Pointer[directory]
+	checkpoint atomic.Pointer[checkpoint]
+	expected   expected
 }
 
 var _ raft.BatchingFSM = (*State)(nil)
@@ -32,6 +35,7 @@ var _ raft.BatchingFSM = (*State)(nil)
 func New() *State {
 	s := &State{tables: newTables()}
 	s.ended.Store(newEndedIndex())
+	s.directory.Store(newDirectory(s.tables))
 	s.changes.signal = make(chan struct{}, 1)
 	return s
 }
@@ -46,9 +50,7 @@ func (s *State) Apply(log *raft.Log) any {
 	if err != nil {
 		panic(fmt.Sprintf("fsm: the log entry at index %d cannot be applied, so this replica stops rather than diverge: %v", log.Index, err))
 	}
-	results, changed := s.apply(log.Index, e)
-	s.changes.add(changed)
-	return results
+	return s.apply(log.Index, e)
 }
 
 // ApplyBatch applies entries in order and answers each like Apply. What is not a command answers nil. Readers get their
@@ -61,7 +63,7 @@ func (s *State) ApplyBatch(logs []*raft.Log) []any {
 	return answers
 }
 
-func (s *State) apply(index uint64, e *Entry) ([]Result, []job.JobID) {
+func (s *State) apply(index uint64, e *Entry) []Result {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t := &tx{tables: s.tables, index: s.ended.Load(), names: &s.names}
@@ -78,7 +80,13 @@ func (s *State) apply(index uint64, e *Entry) ([]Result, []job.JobID) {
 		}
 	}
 	s.view.Store(nil)
-	return results, t.changed
+	if t.directoryChanged {
+		s.directory.Store(newDirectory(s.tables))
+	}
+	s.keepCheckpoint(t.checkpoint)
+	s.changes.add(t.changed)
+	s.expected.deliver(index, e.Commands, results)
+	return results
 }
 
 // Snapshot freezes the state as it is. It does no work worth mentioning; Persist does, while applies go on.
@@ -128,7 +136,10 @@ func (s *State) Restore(source io.ReadCloser) error {
 	s.tables, s.windows = r.tables, r.windows
 	s.ended.Store(r.ended)
 	s.view.Store(nil)
+	s.directory.Store(newDirectory(s.tables))
+	s.checkpoint.Store(nil)
 	s.changes.add(changed)
+	s.expected.restored(s.tables.g.Index)
 	return nil
 }
 

@@ -19,6 +19,9 @@ type tables struct {
 	leases   table[job.RunID, job.Grant]
 	ended    table[uint64, endedBlock]
 
+	nodes       table[string, job.Node]
+	credentials table[string, job.Credential]
+
 	jobs     table[jobName, job.Job]
 	versions table[versionID, versionRow]
 	pins     table[versionID, pin]
@@ -49,6 +52,10 @@ func newTables() *tables {
 		unstored: newTable(lessTick, (*job.Tick).Key),
 		leases:   newTable(lessID[job.RunID], func(g *job.Grant) job.RunID { return g.RunID }),
 		ended:    newTable(cmp.Less[uint64], func(b *endedBlock) uint64 { return b.Seq }),
+		nodes:    newTable(cmp.Less[string], func(n *job.Node) string { return n.ID }),
+
+		credentials: newTable(cmp.Less[string], func(c *job.Credential) string { return c.ID }),
+
 		jobs:     newTable(lessName, func(j *job.Job) jobName { return jobName{j.Namespace, j.Name} }),
 		versions: newTable(lessVersion, func(v *versionRow) versionID { return versionID{v.JobID, v.Version} }),
 		pins:     newTable(lessVersion, func(p *pin) versionID { return versionID{p.JobID, p.Version} }),
@@ -67,7 +74,7 @@ func newTables() *tables {
 func (t *tables) frozen() *tables {
 	return &tables{
 		g: t.g, marks: t.marks.frozen(), flags: t.flags.frozen(), unstored: t.unstored.frozen(), leases: t.leases.frozen(),
-		ended: t.ended.frozen(), jobs: t.jobs.frozen(), versions: t.versions.frozen(), pins: t.pins.frozen(),
+		ended: t.ended.frozen(), nodes: t.nodes.frozen(), credentials: t.credentials.frozen(), jobs: t.jobs.frozen(), versions: t.versions.frozen(), pins: t.pins.frozen(),
 		live: t.live.frozen(), history: t.history.frozen(), attempts: t.attempts.frozen(), ledger: t.ledger.frozen(),
 		aged: t.aged.frozen(), keys: t.keys.frozen(), keyAges: t.keyAges.frozen(),
 	}
@@ -129,6 +136,9 @@ type globals struct {
 	// PruneAfter is where the walk over history that looks for old rows goes on.
 	PruneAfter job.RunID `cbor:"30,keyasint,omitzero"`
 	EndedSeq   uint64    `cbor:"31,keyasint,omitempty"` // blocks of ended leases so far
+	// The cluster's name and the key of its gossip, from InitCluster.
+	ClusterID    string `cbor:"40,keyasint,omitempty"`
+	GossipSecret []byte `cbor:"41,keyasint,omitempty"`
 }
 
 // flagRow is a switch that a person set: a paused job or namespace, a cordoned worker.

@@ -8,7 +8,10 @@ type tx struct {
 	index *endedIndex // of the blocks in ended
 	names *interner
 
-	changed []job.JobID // whose schedule changed
+	// What the node itself must hear of, outside the replicated state.
+	changed          []job.JobID // whose schedule changed
+	directoryChanged bool
+	checkpoint       bool // freeze what this entry leaves behind
 }
 
 // addLive writes a live run that was not there.
