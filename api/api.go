@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -30,6 +31,13 @@ const (
 	// order the runs, and recovery looks for lost hints by the time in them (S10).
 	MaxIDAge  = 24 * time.Hour
 	MaxIDLead = time.Hour
+	// A snapshot is the one body that is larger; it is never held in memory.
+	MaxSnapshot    = 4 << 30 // bytes; 413
+	MaxRestoreTime = time.Hour
+	// A credential lives as long as is said, within these, or until it is revoked.
+	MinCredentialLife = time.Minute
+	MaxCredentialLife = 10 * 366 * 24 * time.Hour
+	MaxNamespaces     = 100 // of one credential; 400
 )
 
 // Config is what a node puts into its API.
@@ -104,6 +112,8 @@ type API struct {
 	router  *router
 	prefix  string // of the request ids of this process
 	openAPI []byte
+
+	restoring atomic.Bool // a snapshot is being put in the state's place
 }
 
 // New checks the configuration and builds the routes. It starts nothing.

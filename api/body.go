@@ -21,6 +21,7 @@ const (
 	yamlType  = "application/yaml"
 	plainType = "text/plain; charset=utf-8"
 	eventType = "text/event-stream"
+	bytesType = "application/octet-stream"
 )
 
 // buffers holds bodies on their way in and answers on their way out.
@@ -44,7 +45,7 @@ func (rq *request) body(a *API, allowed ...string) (data []byte, mediaType strin
 		return nil, "", release, err
 	}
 	if rq.r.ContentLength > MaxBody {
-		return nil, "", release, errTooLarge()
+		return nil, "", release, errTooLarge(MaxBody)
 	}
 	rc := http.NewResponseController(rq.w)
 	_ = rc.SetReadDeadline(time.Now().Add(a.BodyTimeout))
@@ -52,24 +53,66 @@ func (rq *request) body(a *API, allowed ...string) (data []byte, mediaType strin
 	_, err = buf.ReadFrom(http.MaxBytesReader(rq.w, rq.r.Body, MaxBody))
 	if err != nil {
 		giveBuffer(buf)
-		var tooLarge *http.MaxBytesError
-		switch {
-		case errors.As(err, &tooLarge):
-			return nil, "", release, errTooLarge()
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			rq.w.Header().Set("Connection", "close")
-			return nil, "", release, &job.Error{Code: job.Invalid, Reason: reasonBodyTimeout, Cause: err,
-				Message: "the request's body did not arrive within " + a.BodyTimeout.String()}
-		}
-		return nil, "", release, &job.Error{Code: job.Invalid, Reason: "body_broken", Message: "the request's body broke off", Cause: err}
+		return nil, "", release, a.bodyError(rq, err, MaxBody)
 	}
 	// Left in place, the deadline would end the connection's background read, and with it a request still at work.
 	_ = rc.SetReadDeadline(time.Time{})
 	return buf.Bytes(), mediaType, func() { giveBuffer(buf) }, nil
 }
 
-func errTooLarge() error {
-	return job.Errorf(job.Invalid, reasonTooLarge, "the body is larger than %d bytes", MaxBody)
+// bodyError says why a body could not be read.
+func (a *API) bodyError(rq *request, err error, limit int64) error {
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return errTooLarge(limit)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		rq.w.Header().Set("Connection", "close")
+		return &job.Error{Code: job.Invalid, Reason: reasonBodyTimeout, Cause: err,
+			Message: "the request's body did not arrive within " + a.BodyTimeout.String()}
+	}
+	return &job.Error{Code: job.Invalid, Reason: "body_broken", Message: "the request's body broke off", Cause: err}
+}
+
+func errTooLarge(limit int64) error {
+	return job.Errorf(job.Invalid, reasonTooLarge, "the body is larger than %d bytes", limit)
+}
+
+// largeBody is a body that is read as it arrives, at most limit bytes of it. BodyTimeout bounds each wait for more of it.
+type largeBody struct {
+	a     *API
+	rq    *request
+	body  io.Reader
+	limit int64
+	err   error // why there is no more, apart from its end
+}
+
+// large answers the body of a request for reading as it arrives.
+func (rq *request) large(a *API, limit int64, allowed ...string) (*largeBody, error) {
+	if _, err := rq.mediaType(allowed); err != nil {
+		return nil, err
+	}
+	if rq.r.ContentLength > limit {
+		return nil, errTooLarge(limit)
+	}
+	return &largeBody{a: a, rq: rq, body: http.MaxBytesReader(rq.w, rq.r.Body, limit), limit: limit}, nil
+}
+
+func (l *largeBody) Read(p []byte) (int, error) {
+	if l.err != nil {
+		return 0, l.err
+	}
+	rc := http.NewResponseController(l.rq.w)
+	_ = rc.SetReadDeadline(time.Now().Add(l.a.BodyTimeout))
+	n, err := l.body.Read(p)
+	switch {
+	case err == io.EOF:
+		_ = rc.SetReadDeadline(time.Time{}) // as for a small body
+	case err != nil:
+		l.err = l.a.bodyError(l.rq, err, l.limit)
+		err = l.err
+	}
+	return n, err
 }
 
 func (rq *request) mediaType(allowed []string) (string, error) {
@@ -77,7 +120,7 @@ func (rq *request) mediaType(allowed []string) (string, error) {
 		return "", job.Errorf(job.Invalid, reasonMediaType, "a body cannot be encoded as %.32q; send it as it is", enc)
 	}
 	text := rq.r.Header.Get("Content-Type")
-	if text == jsonType { // what nearly every request says
+	if text == jsonType && allowed[0] == jsonType { // what nearly every request says
 		return jsonType, nil
 	}
 	t, params, err := mime.ParseMediaType(text)
@@ -131,6 +174,12 @@ func (rq *request) writeBytes(status int, contentType string, b []byte) {
 	h.Set("Content-Length", strconv.Itoa(len(b)))
 	rq.w.WriteHeader(status)
 	_, _ = rq.w.Write(b)
+}
+
+// nothing answers that it is done.
+func (rq *request) nothing() error {
+	rq.w.WriteHeader(http.StatusNoContent)
+	return nil
 }
 
 // text answers a short plain text.

@@ -32,6 +32,9 @@ type node struct {
 	writes   int
 	maxScan  int // rows that one read looks at; 0: all
 
+	nodes       []NodeStatus // beside itself
+	credentials []job.Credential
+
 	born, cancelled []job.RunID
 
 	raftErr, storeErr, leaderErr error // answered while set
@@ -400,12 +403,73 @@ func (n *node) Join(_ context.Context, q JoinRequest) (*JoinAnswer, error) {
 
 func (n *node) Status(context.Context) (*ClusterStatus, error) {
 	return &ClusterStatus{ID: "c1", Node: "n1", Leader: "n1", Epoch: 3, Store: "embedded", Maintenance: n.maintain,
-		Nodes: []NodeStatus{{ID: "1", Name: "n1", Role: "leader", Healthy: true}}}, nil
+		Nodes: append([]NodeStatus{{ID: "1", Name: "n1", Role: RoleLeader, Healthy: true}}, n.nodes...)}, nil
 }
 
 func (n *node) Ready(context.Context) error { return n.leaderErr }
 func (n *node) Home() job.Home              { return n.home }
 func (n *node) Rung() job.Home              { return n.rung }
+
+func (n *node) Transfer(_ context.Context, to string) error {
+	defer n.lock()()
+	if n.leaderErr != nil {
+		return n.leaderErr
+	}
+	if to != "" && to != "n2" {
+		return job.Errorf(job.NotFound, "no_node", "there is no node %s", to)
+	}
+	n.writes++
+	return nil
+}
+
+func (n *node) Remove(_ context.Context, name string, force bool) error {
+	defer n.lock()()
+	switch {
+	case name != "n2" && name != "n3":
+		return job.Errorf(job.NotFound, "no_node", "there is no node %s", name)
+	case name == "n3" && !force:
+		return job.Errorf(job.Conflict, "quorum", "without n3 the others cannot decide")
+	}
+	n.writes++
+	return nil
+}
+
+func (n *node) Verify(context.Context) (*ReplicaCheck, error) {
+	return &ReplicaCheck{Index: 7, Equal: true, Complete: true, Replicas: []ReplicaDigest{{ID: "1", Name: "n1", Digest: "00"}}}, nil
+}
+
+func (n *node) Greeting(context.Context) (*Greeting, error) {
+	return &Greeting{NodeID: "1", Name: "n1", HasState: true, ClusterID: "c1", Knows: []string{"1", "2"}}, nil
+}
+
+func (n *node) Credentials() []job.Credential {
+	defer n.lock()()
+	return slices.Clone(n.credentials)
+}
+
+func (n *node) PutCredential(_ context.Context, c job.Credential) error {
+	defer n.lock()()
+	for _, old := range n.credentials {
+		if old.Name == c.Name {
+			return job.Errorf(job.Conflict, "exists", "there is a credential named %s", c.Name)
+		}
+	}
+	n.writes++
+	n.credentials = append(n.credentials, c)
+	return nil
+}
+
+func (n *node) DropCredential(_ context.Context, id string) error {
+	defer n.lock()()
+	for i, c := range n.credentials {
+		if c.ID == id {
+			n.writes++
+			n.credentials = slices.Delete(n.credentials, i, i+1)
+			return nil
+		}
+	}
+	return job.Errorf(job.NotFound, "no_credential", "there is no credential %s", id)
+}
 
 func (n *node) Snapshot(_ context.Context, w io.Writer) error {
 	if n.storeErr != nil {
@@ -430,7 +494,7 @@ func (n *node) Restore(_ context.Context, r io.Reader) error {
 
 func (n *node) config() Config {
 	return Config{
-		Store: n, Schedules: n, Leases: n, Leader: n, Flags: n, Hints: n, Output: n, Joiner: n, Cluster: n, Snapshots: n,
+		Store: n, Schedules: n, Leases: n, Leader: n, Flags: n, Hints: n, Output: n, Joiner: n, Cluster: n, Admin: n, Credentials: n, Snapshots: n,
 		Now: func() time.Time { return n.now() }, FollowEvery: time.Millisecond,
 	}
 }

@@ -274,8 +274,7 @@ func (a *API) deleteJob(rq *request, in *inJobChange) error {
 	err = a.Schedules.DropSchedule(rq.ctx, j)
 	switch {
 	case err == nil:
-		rq.w.WriteHeader(http.StatusNoContent)
-		return nil
+		return rq.nothing()
 	case outOfReach(err):
 		c := *j
 		c.Effective = false

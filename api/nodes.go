@@ -9,68 +9,6 @@ import (
 	"github.com/musterhq/muster/job"
 )
 
-func (a *API) readCluster(rq *request, _ *inNothing) error {
-	s, err := a.Cluster.Status(rq.ctx)
-	if err != nil {
-		return err
-	}
-	c := *s
-	// A cluster whose store is away has the more reason to be looked at.
-	if u, err := a.Store.Usage(rq.ctx); err == nil {
-		c.Usage = &u
-	}
-	return rq.json(http.StatusOK, &c)
-}
-
-// MaintenanceRequest is the body of POST /v1/cluster/maintenance.
-type MaintenanceRequest struct {
-	Maintenance *bool `json:"maintenance" doc:"true: no ticks, no new attempts; what runs goes on"`
-}
-
-func (a *API) setMaintenance(rq *request, _ *inNothing) error {
-	var q MaintenanceRequest
-	if err := rq.decode(a, &q); err != nil {
-		return err
-	}
-	if q.Maintenance == nil {
-		return job.InvalidField("maintenance", "it has to be true or false")
-	}
-	if err := a.Flags.Maintain(rq.ctx, *q.Maintenance); err != nil {
-		return err
-	}
-	return rq.json(http.StatusOK, q)
-}
-
-// snapshot streams a copy of the state. Once bytes are out, a failure can only be shown by breaking off, which no client
-// takes for a whole answer.
-func (a *API) snapshot(rq *request, _ *inNothing) error {
-	if a.Snapshots == nil {
-		return job.Errorf(job.NotFound, "no_route", "this node offers no snapshots")
-	}
-	w := &lateHeader{rq: rq}
-	err := a.Snapshots.Snapshot(rq.ctx, w)
-	if err != nil && w.begun {
-		a.Logger.Error("a snapshot broke off", "request_id", rq.id, "err", err)
-		panic(http.ErrAbortHandler)
-	}
-	return err
-}
-
-// lateHeader begins the answer with the first byte, so that an error before it is still a problem document.
-type lateHeader struct {
-	rq    *request
-	begun bool
-}
-
-func (w *lateHeader) Write(b []byte) (int, error) {
-	if !w.begun {
-		w.begun = true
-		w.rq.w.Header().Set("Content-Type", "application/octet-stream")
-		w.rq.w.Header().Set("Content-Disposition", `attachment; filename="muster.snapshot"`)
-	}
-	return w.rq.w.Write(b)
-}
-
 // Health is what /healthz and /readyz answer when all is well.
 type Health struct {
 	Status string `json:"status"`

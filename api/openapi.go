@@ -51,6 +51,7 @@ func newHuma(a *API, rt *router) huma.API {
 		reflect.TypeFor[job.Disposition](): reflect.TypeFor[dispositionSchema](),
 		reflect.TypeFor[job.CatchUp]():     reflect.TypeFor[catchUpSchema](),
 		reflect.TypeFor[job.Edge]():        reflect.TypeFor[edgeSchema](),
+		reflect.TypeFor[job.Role]():        reflect.TypeFor[roleSchema](),
 	} {
 		schemas.RegisterTypeAlias(t, alias)
 	}
@@ -69,7 +70,8 @@ func newHuma(a *API, rt *router) huma.API {
 		Components: &huma.Components{
 			Schemas: schemas,
 			SecuritySchemes: map[string]*huma.SecurityScheme{
-				"token": {Type: "http", Scheme: "bearer", Description: "an API key; `muster dev` needs none"},
+				"token": {Type: "http", Scheme: "bearer", Description: "an API key, as `muster credential create` makes them; `muster dev` needs none"},
+				"node":  {Type: "mutualTLS", Description: "a node's certificate"},
 			},
 		},
 	}, Formats: map[string]huma.Format{jsonType: {}}, DefaultFormat: jsonType})
@@ -124,7 +126,11 @@ func (a *API) describe(rt *route) (op huma.Operation, body *huma.RequestBody) {
 		Tags: []string{rt.tag}, Responses: map[string]*huma.Response{}, DefaultStatus: rt.answers[0].status,
 		SkipValidateParams: true, SkipValidateBody: true,
 	}
-	if rt.Verb != Public {
+	switch rt.Verb {
+	case Public:
+	case Peer:
+		op.Security = []map[string][]string{{"node": {}}}
+	default:
 		op.Security = []map[string][]string{{"token": {}}}
 	}
 	if rt.body != nil {
@@ -186,7 +192,7 @@ func (a *API) finishOpenAPI() error {
 	return nil
 }
 
-var requestSchemas = []string{"Submission", "Batch", "BackfillRequest", "MaintenanceRequest", "JoinRequest",
+var requestSchemas = []string{"Submission", "Batch", "BackfillRequest", "MaintenanceRequest", "JoinRequest", "TransferRequest", "CredentialRequest",
 	"Document", "Schedule", "Task", "Exec", "HTTP", "Handler", "Retry", "Concurrency"}
 
 // The schemas of types that write themselves as text.
@@ -200,6 +206,7 @@ type (
 	dispositionSchema struct{}
 	catchUpSchema     struct{}
 	edgeSchema        struct{}
+	roleSchema        struct{}
 )
 
 func (instantSchema) Schema(huma.Registry) *huma.Schema {
@@ -249,6 +256,14 @@ func (edgeSchema) Schema(huma.Registry) *huma.Schema {
 	}}}
 }
 
+func (roleSchema) Schema(huma.Registry) *huma.Schema {
+	s := &huma.Schema{Type: huma.TypeString}
+	for _, r := range job.Roles {
+		s.Enum = append(s.Enum, string(r))
+	}
+	return s
+}
+
 // wordsSchema lists the words of a closed list; a number beyond it has no word.
 func wordsSchema(word func(uint8) string) *huma.Schema {
 	s := &huma.Schema{Type: huma.TypeString}
@@ -256,14 +271,4 @@ func wordsSchema(word func(uint8) string) *huma.Schema {
 		s.Enum = append(s.Enum, word(i))
 	}
 	return s
-}
-
-// operations lists what the routes declare, for tests and for the authoriser's own table.
-func (a *API) operations() []*endpoint {
-	var all []*endpoint
-	for _, op := range a.router.endpoints {
-		all = append(all, op)
-	}
-	slices.SortFunc(all, func(x, y *endpoint) int { return strings.Compare(x.path+x.method, y.path+y.method) })
-	return all
 }

@@ -189,12 +189,12 @@ const (
 
 // Quorum says how much a cluster can lose, for people who must not have to count.
 type Quorum struct {
-	Healthy   bool   `json:"healthy" doc:"it is led, and a majority of the voters answers"`
-	Voters    int    `json:"voters"`
-	Answering int    `json:"answering" doc:"voters that answer"`
-	Tolerates int    `json:"tolerates" doc:"voters that may still fail before nothing is decided any more"`
-	Summary   string `json:"summary" doc:"one sentence"`
-	Advice    string `json:"advice,omitempty" doc:"what to do, if something is to be done"`
+	Healthy   bool     `json:"healthy" doc:"it is led, and a majority of the voters answers"`
+	Voters    int      `json:"voters"`
+	Answering int      `json:"answering" doc:"voters that answer"`
+	Tolerates int      `json:"tolerates" doc:"voters that may still fail before nothing is decided any more"`
+	Summary   string   `json:"summary" doc:"one sentence"`
+	Advice    []string `json:"advice,omitempty" doc:"what to do, if something is to be done"`
 }
 
 // ClusterAdmin changes who leads and who belongs to the cluster, from whichever node asks. Unavailable while there is no
@@ -206,7 +206,8 @@ type ClusterAdmin interface {
 	// Remove takes a node out of the cluster. NotFound: no such node; Conflict with reason quorum: the nodes that remain
 	// would not be able to decide, and force was not given.
 	Remove(ctx context.Context, name string, force bool) error
-	// Verify compares the replicas: each node's digest of its whole state at one and the same index.
+	// Verify compares the replicas: each node's digest of its whole state at one and the same index. A node that does not
+	// answer is said in its row, and is no error.
 	Verify(ctx context.Context) (*ReplicaCheck, error)
 	// Greeting is what a node tells another that starts. It must answer before the node has started.
 	Greeting(ctx context.Context) (*Greeting, error)

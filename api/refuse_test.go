@@ -129,6 +129,43 @@ func TestBadInputIsRefusedByNameAndWritesNothing(t *testing.T) {
 		{"backfill of too much", "POST", "/v1/jobs/nightly/backfill", `{"since":"1990-03-09T00:00:00Z","until":"2026-03-10T00:00:00Z"}`, 400, "until", nil},
 		{"worker name", "POST", "/v1/workers/join", `{"name":"../x"}`, 400, "name", nil},
 		{"maintenance", "POST", "/v1/cluster/maintenance", `{}`, 400, "maintenance", nil},
+		{"certificate request that is none", "POST", "/v1/workers/join", `{"name":"w","csr":"x"}`, 400, "csr", nil},
+		{"certificate request that is a key", "POST", "/v1/workers/join", `{"name":"w","csr":"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"}`, 400, "csr", nil},
+		{"broken certificate request", "POST", "/v1/workers/join", `{"name":"w","csr":"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"}`, 400, "csr", nil},
+		{"large certificate request", "POST", "/v1/workers/join", `{"name":"w","csr":"` + strings.Repeat("x", 17<<10) + `"}`, 400, "csr", nil},
+		{"transfer to no name", "POST", "/v1/cluster/transfer", `{"to":"../x"}`, 400, "to", nil},
+		{"transfer with a misspelt field", "POST", "/v1/cluster/transfer", `{"ot":"n2"}`, 400, "ot", nil},
+		{"transfer without a body", "POST", "/v1/cluster/transfer", ``, 415, "Content-Type", nil},
+		{"transfer with a list", "POST", "/v1/cluster/transfer", `["n2"]`, 400, "", nil},
+		{"transfer as a read", "GET", "/v1/cluster/transfer", ``, 405, "", nil},
+		{"node name", "DELETE", "/v1/cluster/nodes/a%2Fb", ``, 400, "name", nil},
+		{"node without a name", "DELETE", "/v1/cluster/nodes/", ``, 404, "", nil},
+		{"force", "DELETE", "/v1/cluster/nodes/n2?force=yes", ``, 400, "force", nil},
+		{"node as a read", "GET", "/v1/cluster/nodes/n2", ``, 405, "", nil},
+		{"unknown parameter of verify", "POST", "/v1/cluster/verify?x=1", ``, 400, "x", nil},
+		{"verify as a read", "GET", "/v1/cluster/verify", ``, 405, "", nil},
+		{"greeting as a write", "POST", "/v1/cluster/greeting", `{}`, 405, "", nil},
+		{"snapshot as JSON", "POST", "/v1/cluster/snapshot", `{}`, 415, "Content-Type", nil},
+		{"snapshot that is none", "POST", "/v1/cluster/snapshot", `x`, 400, "", []string{"Content-Type", bytesType}},
+		{"snapshot that is empty", "POST", "/v1/cluster/snapshot", ``, 400, "", []string{"Content-Type", bytesType}},
+		{"credential without a name", "POST", "/v1/credentials", `{"role":"viewer"}`, 400, "name", nil},
+		{"credential name", "POST", "/v1/credentials", `{"name":"a b","role":"viewer"}`, 400, "name", nil},
+		{"credential without a role", "POST", "/v1/credentials", `{"name":"a"}`, 400, "role", nil},
+		{"role", "POST", "/v1/credentials", `{"name":"a","role":"root"}`, 400, "role", nil},
+		{"namespaces of an admin", "POST", "/v1/credentials", `{"name":"a","role":"admin","namespaces":["x"]}`, 400, "namespaces", nil},
+		{"namespaces of a join token", "POST", "/v1/credentials", `{"name":"a","role":"join","namespaces":["x"]}`, 400, "namespaces", nil},
+		{"namespace of a credential", "POST", "/v1/credentials", `{"name":"a","role":"viewer","namespaces":["*"]}`, 400, "namespaces", nil},
+		{"many namespaces", "POST", "/v1/credentials", `{"name":"a","role":"viewer","namespaces":["x"` + strings.Repeat(`,"x"`, 100) + `]}`, 400, "namespaces", nil},
+		{"expiry in the past", "POST", "/v1/credentials", `{"name":"a","role":"viewer","expires_in":"-1h"}`, 400, "expires_in", nil},
+		{"expiry at once", "POST", "/v1/credentials", `{"name":"a","role":"viewer","expires_in":"0s"}`, 400, "expires_in", nil},
+		{"expiry out of sight", "POST", "/v1/credentials", `{"name":"a","role":"viewer","expires_in":"100000h"}`, 400, "expires_in", nil},
+		{"expiry without a unit", "POST", "/v1/credentials", `{"name":"a","role":"viewer","expires_in":30}`, 400, "expires_in", nil},
+		{"credential with a digest", "POST", "/v1/credentials", `{"name":"a","role":"viewer","digest":"AAAA"}`, 400, "digest", nil},
+		{"credential with a token", "POST", "/v1/credentials", `{"name":"a","role":"viewer","token":"x"}`, 400, "token", nil},
+		{"credential id", "DELETE", "/v1/credentials/a%20b", ``, 400, "id", nil},
+		{"all credentials", "DELETE", "/v1/credentials", ``, 405, "", nil},
+		{"cursor of credentials", "GET", "/v1/credentials?cursor=AAAA", ``, 400, "cursor", nil},
+		{"limit of credentials", "GET", "/v1/credentials?limit=0", ``, 400, "limit", nil},
 		{"nothing there", "GET", "/v1/nothing", "", 404, "", nil},
 		{"trailing slash", "GET", "/v1/jobs/", "", 404, "", nil},
 		{"doubled slash", "POST", "//v1/jobs", doc(""), 404, "", nil},
@@ -358,8 +395,15 @@ func TestOnceANodeHasStarted(t *testing.T) {
 	if w := ask(accepted); w.Code != 503 || w.Header().Get("Retry-After") == "" || w.Header().Get("Content-Type") != problemType {
 		t.Errorf("while the node starts: %d %q: %s", w.Code, w.Header(), w.Body)
 	}
-	if w := ask("/healthz"); w.Code != 200 {
-		t.Errorf("health of a node that starts: %d", w.Code)
+	for _, path := range []string{"/healthz", "/v1/cluster", "/v1/cluster/greeting"} {
+		if w := ask(path); w.Code != 200 {
+			t.Errorf("%s of a node that starts: %d", path, w.Code)
+		}
+	}
+	for _, path := range []string{"/v1/cluster/snapshot", "/v1/credentials", "/v1/workers"} {
+		if w := ask(path); w.Code != 503 {
+			t.Errorf("%s of a node that starts: %d", path, w.Code)
+		}
 	}
 	started = true
 	if w := ask(accepted); w.Code != 404 {

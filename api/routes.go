@@ -34,6 +34,7 @@ func (a *API) buildRoutes() error {
 	a.jobRoutes()
 	a.runRoutes()
 	a.workerRoutes()
+	a.clusterRoutes()
 	a.nodeRoutes()
 	rt.mux.HandleFunc("/", a.elsewhere)
 	rt.console = rt.guard(&endpoint{Operation: Operation{ID: "console", Verb: Public}, method: get, path: "/"},
@@ -114,7 +115,8 @@ func (a *API) runRoutes() {
 
 func (a *API) workerRoutes() {
 	serve(a, route{endpoint: at("join-worker", Join, post, "/v1/workers/join"), tag: "workers",
-		summary: "Ask where to join", notes: "With a join token as the bearer token, where the cluster wants one.",
+		summary: "Ask where to join", notes: "With a join token as the bearer token, where the cluster wants one; and with a " +
+			"request for a certificate, which is answered with one.",
 		body: JoinRequest{}, answers: ok(JoinAnswer{})}, a.joinWorker)
 	serve(a, route{endpoint: at("list-workers", Inspect, get, "/v1/workers"), tag: "workers",
 		summary: "List workers", notes: "Ordered by name.", answers: ok(page[job.Worker]{})}, a.listWorkers)
@@ -128,14 +130,38 @@ func (a *API) workerRoutes() {
 		summary: "Let a worker finish and stop", answers: ok(job.Worker{})}, a.drainWorker)
 }
 
-func (a *API) nodeRoutes() {
+func (a *API) clusterRoutes() {
+	done := func(what string) []answer { return []answer{{http.StatusNoContent, what, nil, ""}} }
 	serve(a, route{endpoint: at("read-cluster", Inspect, get, "/v1/cluster"), tag: "cluster",
-		summary: "Describe the cluster", answers: ok(ClusterStatus{})}, a.readCluster)
+		summary: "Describe the cluster", notes: "Answered without a leader too.", answers: ok(ClusterStatus{})}, a.readCluster)
 	serve(a, route{endpoint: at("set-maintenance", Operate, post, "/v1/cluster/maintenance"), tag: "cluster",
 		summary: "Start or end maintenance", body: MaintenanceRequest{}, answers: ok(MaintenanceRequest{})}, a.setMaintenance)
+	serve(a, route{endpoint: at("transfer-leadership", Operate, post, "/v1/cluster/transfer"), tag: "cluster",
+		summary: "Let another node lead", body: TransferRequest{}, answers: done("another node leads")}, a.transfer)
+	serve(a, route{endpoint: at("remove-node", Operate, del, "/v1/cluster/nodes/{name}"), tag: "cluster",
+		summary: "Remove a node", notes: "For one that is lost or not wanted any more; its process ends. 409 with reason quorum if the " +
+			"nodes that remain could not decide.", answers: done("it is gone")}, a.removeNode)
+	serve(a, route{endpoint: at("verify-replicas", Operate, post, "/v1/cluster/verify"), tag: "cluster",
+		summary: "Compare the nodes' states", notes: "Each node's digest of all its replicated state, taken at the same index of the log.",
+		answers: ok(ReplicaCheck{})}, a.verifyReplicas)
 	serve(a, route{endpoint: streaming(at("read-snapshot", Operate, get, "/v1/cluster/snapshot")), tag: "cluster",
 		summary: "Download a snapshot of the replicated state",
-		answers: []answer{{http.StatusOK, "the snapshot", []byte{}, "application/octet-stream"}}}, a.snapshot)
+		answers: []answer{{http.StatusOK, "the snapshot", []byte{}, bytesType}}}, a.snapshot)
+	serve(a, route{endpoint: streaming(at("restore-snapshot", Admin, post, "/v1/cluster/snapshot")), tag: "cluster",
+		summary: "Replace the replicated state by a snapshot", notes: "One of this cluster, at most 4 GiB. What was accepted since is lost.",
+		body: []byte{}, bodyTypes: []string{bytesType}, answers: done("the state is that of the snapshot")}, a.restore)
+	serve(a, route{endpoint: at("greeting", Peer, get, "/v1/cluster/greeting"), tag: "cluster",
+		summary: "Greet a node that starts", notes: "For nodes, by their certificates.", answers: ok(Greeting{})}, a.greeting)
+	serve(a, route{endpoint: at("list-credentials", Admin, get, "/v1/credentials"), tag: "credentials",
+		summary: "List credentials", notes: "Ordered by name; without their secrets, which are kept nowhere.", answers: ok(page[job.Credential]{})}, a.listCredentials)
+	serve(a, route{endpoint: at("create-credential", Admin, post, "/v1/credentials"), tag: "credentials",
+		summary: "Create a credential", notes: "Its token is in the answer and nowhere else. 409 if the name is taken.",
+		body: CredentialRequest{}, answers: []answer{{http.StatusCreated, "the credential, and its token", NewCredential{}, ""}}}, a.createCredential)
+	serve(a, route{endpoint: at("revoke-credential", Admin, del, "/v1/credentials/{id}"), tag: "credentials",
+		summary: "Revoke a credential", notes: "409 with reason last_admin for the last one that could make others.", answers: done("it is gone")}, a.dropCredential)
+}
+
+func (a *API) nodeRoutes() {
 	serve(a, route{endpoint: at("healthz", Public, get, "/healthz"), tag: "node",
 		summary: "Does this process answer?", answers: ok(Health{})}, a.healthz)
 	serve(a, route{endpoint: at("readyz", Public, get, "/readyz"), tag: "node",

@@ -107,10 +107,13 @@ func loopbackHost(hostport string) bool {
 }
 
 // Once refuses requests for data until started is true: before that a node knows only what its last snapshot
-// held, and would answer "not found" for what was accepted since (S7). Health, metrics and the console are let through.
+// held, and would answer "not found" for what was accepted since (S7). Health, metrics and the console are let through, and
+// so is what helps a cluster to start: nodes greet each other before any of them knows more, and whoever wonders why it does
+// not start asks for its status.
 func Once(started func() bool, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.HasPrefix(r.URL.Path, "/v1/") && !started() {
+		early := r.Method == http.MethodGet && (r.URL.Path == "/v1/cluster" || r.URL.Path == "/v1/cluster/greeting")
+		if strings.HasPrefix(r.URL.Path, "/v1/") && !early && !started() {
 			w.Header().Set("Retry-After", "1")
 			refuse(w, r, job.Errorf(job.Unavailable, "starting", "this node is starting and does not know yet all that the cluster has accepted; try again in a second"))
 			return

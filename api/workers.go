@@ -1,6 +1,8 @@
 package api
 
 import (
+	"crypto/x509"
+	"encoding/pem"
 	"net/http"
 	"slices"
 	"strings"
@@ -125,6 +127,15 @@ func (a *API) joinWorker(rq *request, _ *inNothing) error {
 	}
 	if len(q.CSR) > 16<<10 {
 		return job.InvalidField("csr", "it has %d bytes; %d are allowed", len(q.CSR), 16<<10)
+	}
+	if q.CSR != "" {
+		block, rest := pem.Decode([]byte(q.CSR))
+		if block == nil || block.Type != "CERTIFICATE REQUEST" || strings.TrimSpace(string(rest)) != "" {
+			return job.InvalidField("csr", "it is not one certificate request in PEM")
+		}
+		if r, err := x509.ParseCertificateRequest(block.Bytes); err != nil || r.CheckSignature() != nil {
+			return job.InvalidField("csr", "the certificate request is broken or not signed with its own key")
+		}
 	}
 	if scheme, token, ok := strings.Cut(rq.r.Header.Get("Authorization"), " "); ok && strings.EqualFold(scheme, "bearer") {
 		q.Token = token
