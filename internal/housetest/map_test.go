@@ -27,6 +27,8 @@ var arrows = map[string][]string{
 	"client":               {"job"},
 	"web":                  {},
 	"internal/app":         {everyone},
+	"internal/pki":         {"job"},
+	"internal/access":      {"job", "api", "internal/pki"},
 	"internal/sim":         {"job", "job/timetable", "fsm", "scheduler", "storage"},
 	"internal/checker":     {"job", "job/timetable"},
 	"internal/load":        {"job", "client", "worker"},

@@ -1,0 +1,136 @@
+package access
+
+import (
+	"context"
+	"crypto/tls"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/musterhq/muster/api"
+	"github.com/musterhq/muster/internal/pki"
+	"github.com/musterhq/muster/job"
+)
+
+// Credentials finds a credential by its id.
+type Credentials interface {
+	Credential(id string) (job.Credential, bool)
+}
+
+// Config is what a guard works with.
+type Config struct {
+	Credentials Credentials
+	// Identify tells who is on the other side of a connection, now: pki.Node.Identify. Nil: certificates count for nothing.
+	Identify func(*tls.ConnectionState) (pki.Identity, bool)
+	Now      func() time.Time // nil: time.Now
+}
+
+// Guard finds out who calls and asks Decide. It remembers nothing: a credential that is revoked has ended with the next
+// request, and with the next question that a stream asks.
+type Guard struct{ Config }
+
+// New makes a guard.
+func New(c Config) *Guard {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return &Guard{c}
+}
+
+// Authorize is for api.Config.
+func (g *Guard) Authorize(r *http.Request, op api.Operation) error {
+	if op.Verb == api.Public {
+		return nil
+	}
+	who, err := g.caller(r)
+	if err != nil {
+		return err
+	}
+	return Decide(who, op)
+}
+
+// Worker is for gateway.Config: a stream belongs to the worker whose certificate its connection has.
+func (g *Guard) Worker(r *http.Request, h job.WorkerHello) error {
+	who, ok := g.certificate(r)
+	switch {
+	case !ok || who.Role != pki.RoleWorker:
+		return job.Errorf(job.Unauthenticated, "no_certificate", "a worker attaches with its certificate, and this connection has none that is good; join first")
+	case who.Name != h.Name:
+		return job.Errorf(job.Forbidden, "worker_name", "the certificate is for the worker %s, not for %s", who.Name, h.Name)
+	}
+	return nil
+}
+
+type callerKey struct{}
+
+// Handler puts who calls where MayJoin finds it. It refuses nobody.
+func (g *Guard) Handler(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, r)))
+	})
+}
+
+// MayJoin decides, within a request that came through Handler, whether its caller may have a certificate as the worker of that
+// name: with a join token any name, with a worker's certificate its own. Authorize knows the caller only, as the name is in
+// the body.
+func (g *Guard) MayJoin(ctx context.Context, name string) error {
+	r, ok := ctx.Value(callerKey{}).(*http.Request)
+	if !ok {
+		return job.Errorf(job.Internal, "no_caller", "an internal error occurred")
+	}
+	who, err := g.caller(r)
+	if err != nil {
+		return err
+	}
+	if err := Decide(who, api.Operation{ID: "join-worker", Verb: api.Join}); err != nil {
+		return err
+	}
+	if c := who.Certificate; c != nil && c.Name != name {
+		return job.Errorf(job.Forbidden, "worker_name", "the certificate is for the worker %s, not for %s; another name takes a join token", c.Name, name)
+	}
+	return nil
+}
+
+// caller finds out who calls. A token says so whatever certificate the connection has; one that is not good is refused rather
+// than passed over, so that a slip is seen.
+func (g *Guard) caller(r *http.Request) (Caller, error) {
+	switch values := r.Header.Values("Authorization"); {
+	case len(values) > 1:
+		return Caller{}, job.Errorf(job.Unauthenticated, "invalid_credential", "there is more than one Authorization header")
+	case len(values) == 1 && values[0] != "":
+		c, err := g.credential(values[0])
+		return Caller{Credential: c}, err
+	}
+	if who, ok := g.certificate(r); ok {
+		return Caller{Certificate: &who}, nil
+	}
+	return Caller{}, nil
+}
+
+const maxAuthorization = 512 // bytes; ours have about 70
+
+func (g *Guard) credential(header string) (*job.Credential, error) {
+	scheme, token, _ := strings.Cut(header, " ")
+	if !strings.EqualFold(scheme, "bearer") {
+		return nil, job.Errorf(job.Unauthenticated, "invalid_credential", "the Authorization header does not read Bearer TOKEN")
+	}
+	id, secret, ok := job.ParseToken(token)
+	if !ok || len(header) > maxAuthorization {
+		return nil, job.Errorf(job.Unauthenticated, "invalid_credential", "this is not a credential of Muster; it looks like muster_ID_SECRET, whole")
+	}
+	c, found := g.Credentials.Credential(id)
+	// The secret is compared first and the end looked at second: who does not hold it is not told that it ended.
+	if now := job.At(g.Now()); !c.Matches(secret, 0) || !found {
+		return nil, job.Errorf(job.Unauthenticated, "invalid_credential", "there is no such credential; it was revoked, or is of another cluster")
+	} else if !c.Matches(secret, now) {
+		return nil, job.Errorf(job.Unauthenticated, "credential_expired", "the credential %s has expired", c.Name)
+	}
+	return &c, nil
+}
+
+func (g *Guard) certificate(r *http.Request) (pki.Identity, bool) {
+	if g.Identify == nil || r.TLS == nil {
+		return pki.Identity{}, false
+	}
+	return g.Identify(r.TLS)
+}
