@@ -541,6 +541,33 @@ func TestTheClientSpeaksTheAPI(t *testing.T) {
 	if snap.Close(); string(text) != "snapshot" {
 		t.Fatalf("snapshot: %q", text)
 	}
+	must("restore", c.Restore(ctx, strings.NewReader("snapshot")))
+	if err := c.Restore(ctx, strings.NewReader("something else")); job.AsError(err).Reason != "snapshot_damaged" {
+		t.Fatalf("restore: %v", err)
+	}
+	must("transfer", c.Transfer(ctx, ""))
+	must("transfer", c.Transfer(ctx, "n2"))
+	if err := c.RemoveNode(ctx, "n3", false); job.AsError(err).Reason != "quorum" {
+		t.Fatalf("remove: %v", err)
+	}
+	must("remove", c.RemoveNode(ctx, "n3", true))
+	if v, err := c.VerifyReplicas(ctx); err != nil || !v.Equal || !v.Complete || len(v.Replicas) != 1 {
+		t.Fatalf("verify: %+v %v", v, err)
+	}
+	if g, err := c.Greeting(ctx); err != nil || g.NodeID != "1" || !g.HasState {
+		t.Fatalf("greeting: %+v %v", g, err)
+	}
+	cred, err := c.CreateCredential(ctx, client.CredentialRequest{Name: "ci", Role: job.RoleViewer, Namespaces: []string{"a"}, ExpiresIn: time.Hour})
+	must("credential", err)
+	if id, _, ok := job.ParseToken(cred.Token); !ok || id != cred.ID || cred.ExpiresAt == 0 {
+		t.Fatalf("credential: %+v", cred)
+	}
+	for cr, err := range c.Credentials(ctx) {
+		if must("credentials", err); cr.ID != cred.ID || cr.Name != "ci" || cr.Role != job.RoleViewer {
+			t.Fatalf("credentials: %+v", cr)
+		}
+	}
+	must("revoke", c.RevokeCredential(ctx, cred.ID))
 	must("ready", c.Ready(ctx))
 	must("delete", c.DeleteJob(ctx, "nightly", 2))
 }

@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"io"
@@ -19,8 +20,11 @@ import (
 
 // Config says where the cluster is and who calls.
 type Config struct {
-	// Addresses are the base URLs of the nodes, such as http://127.0.0.1:8080; at least one. A bare host:port means http.
+	// Addresses are the base URLs of the nodes, such as http://127.0.0.1:8080; at least one. A bare host:port means https if
+	// TLS is set, and http otherwise.
 	Addresses []string
+	// TLS says which nodes to trust, as TrustCA makes it; nil means those that the machine trusts. Not with an HTTPClient.
+	TLS *tls.Config
 	// Token is the API key; "" sends none.
 	Token string
 	// Namespace of every call; "" means default.
@@ -46,10 +50,17 @@ func New(c Config) (*Client, error) {
 	if len(c.Addresses) == 0 {
 		return nil, job.InvalidField("client.Config.Addresses", "at least one address is needed, such as http://127.0.0.1:8080")
 	}
+	if c.TLS != nil && c.HTTPClient != nil {
+		return nil, job.InvalidField("client.Config.TLS", "an HTTPClient brings its own; set one of the two")
+	}
+	scheme := "http://"
+	if c.TLS != nil {
+		scheme = "https://"
+	}
 	addresses := make([]string, len(c.Addresses))
 	for i, a := range c.Addresses {
 		if !strings.Contains(a, "://") {
-			a = "http://" + a
+			a = scheme + a
 		}
 		u, err := url.Parse(a)
 		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
@@ -66,8 +77,7 @@ func New(c Config) (*Client, error) {
 	}
 	cl := &Client{Config: c}
 	if c.HTTPClient == nil {
-		t := http.DefaultTransport.(*http.Transport).Clone()
-		t.MaxIdleConnsPerHost = 64
+		t := Transport(c.TLS)
 		cl.own = true
 		cl.HTTPClient = &http.Client{
 			Transport: t,
@@ -90,8 +100,10 @@ type call struct {
 	method, path string
 	query        url.Values
 	header       http.Header
-	body         any  // marshalled to JSON; nil: none
-	cluster      bool // has no namespace
+	body         any           // marshalled to JSON; nil: none
+	upload       io.ReadSeeker // or a body that is sent as it is
+	cluster      bool          // has no namespace
+	patience     time.Duration // instead of AttemptTimeout, where a node needs longer
 	// once: doing it twice is not doing it once, so it is not repeated when it may have happened.
 	once bool
 }
@@ -169,7 +181,7 @@ func (q *call) encode() ([]byte, error) {
 
 // once asks one node.
 func (c *Client) once(ctx context.Context, address string, q *call, body []byte, out any) error {
-	ctx, cancel := context.WithTimeout(ctx, c.AttemptTimeout)
+	ctx, cancel := context.WithTimeout(ctx, max(c.AttemptTimeout, q.patience))
 	defer cancel()
 	resp, err := c.send(ctx, address, q, body)
 	if err != nil {
@@ -215,7 +227,17 @@ func (c *Client) send(ctx context.Context, address string, q *call, body []byte)
 	for k, v := range q.header {
 		r.Header[k] = v
 	}
-	if body != nil {
+	switch {
+	case q.upload != nil:
+		if r.ContentLength, err = q.upload.Seek(0, io.SeekEnd); err == nil {
+			_, err = q.upload.Seek(0, io.SeekStart)
+		}
+		if err != nil {
+			return nil, &job.Error{Code: job.Invalid, Reason: "invalid_field", Message: "what is to be sent cannot be read from its start", Cause: err}
+		}
+		r.Body = io.NopCloser(q.upload)
+		r.Header.Set("Content-Type", "application/octet-stream")
+	case body != nil:
 		r.Header.Set("Content-Type", "application/json")
 	}
 	if c.Token != "" {
@@ -231,7 +253,11 @@ func (c *Client) send(ctx context.Context, address string, q *call, body []byte)
 // broken says what a failed exchange means: one that never reached a node, or that only reads, did nothing.
 func broken(q *call, err error) error {
 	var op *net.OpError
-	if q.method == http.MethodGet || errors.As(err, &op) && op.Op == "dial" {
+	switch {
+	case untrusted(err):
+		return &job.Error{Code: job.Unavailable, Reason: "untrusted", Cause: err,
+			Message: "the node cannot prove that it is one: its certificate is not of the authority that was named, or not for this address"}
+	case q.method == http.MethodGet || errors.As(err, &op) && op.Op == "dial" || notTLS(err):
 		return &job.Error{Code: job.Unavailable, Reason: "no_connection", Message: "no node could be reached", Cause: err}
 	}
 	return &job.Error{Code: job.Unknown, Reason: "no_answer", Message: "the node was asked and did not answer; the request may have been carried out", Cause: err}
@@ -254,6 +280,9 @@ func problem(resp *http.Response, data []byte) error {
 	var p problemDocument
 	if err := json.Unmarshal(data, &p); err == nil && p.Code != "" {
 		return p.err()
+	}
+	if resp.StatusCode == http.StatusBadRequest && bytes.Contains(data, []byte("HTTP request to an HTTPS server")) { // net/http says so
+		return &job.Error{Code: job.Invalid, Reason: "wants_tls", Message: "the node speaks TLS only; write its address with https://"}
 	}
 	return &job.Error{Code: job.CodeForStatus(resp.StatusCode), Reason: "no_problem_document",
 		Message: "something that is no node of Muster answered " + resp.Status}

@@ -3,13 +3,16 @@ package client_test
 import (
 	"context"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -267,5 +270,117 @@ func TestTheTokenAndNamespaceAreSent(t *testing.T) {
 	_, _ = c.Worker(context.Background(), "w")
 	if want := []string{"Bearer t namespace=ns", "Bearer t namespace=other", "Bearer t "}; strings.Join(got, "|") != strings.Join(want, "|") {
 		t.Fatalf("%q", got)
+	}
+}
+
+func serveTLS(t *testing.T, h http.HandlerFunc) (url, caFile string) {
+	s := httptest.NewUnstartedServer(h)
+	s.Config.ErrorLog = log.New(io.Discard, "", 0) // of strangers that hang up
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	caFile = filepath.Join(t.TempDir(), "ca.crt")
+	if err := os.WriteFile(caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return s.URL, caFile
+}
+
+func TestNodesAreTrustedByTheirCA(t *testing.T) {
+	var asked atomic.Int32
+	addr, ca := serveTLS(t, func(w http.ResponseWriter, r *http.Request) { asked.Add(1); io.WriteString(w, "{}") })
+	trust, err := client.TrustCA(ca)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	c := newClient(t, client.Config{Addresses: []string{strings.TrimPrefix(addr, "https://")}, TLS: trust}) // bare: https
+	if _, err := c.Job(ctx, "x"); err != nil {
+		t.Fatal(err)
+	}
+	// Whoever does not trust it sends it nothing, not even once, whatever the method: so it is safe to ask elsewhere.
+	asked.Store(0)
+	stranger := newClient(t, client.Config{Addresses: []string{addr}, Token: "secret", RetryFor: -1})
+	for _, ask := range []func() error{
+		func() error { _, err := stranger.Job(ctx, "x"); return err },
+		func() error { _, err := stranger.PauseJob(ctx, "x"); return err },
+	} {
+		if e := job.AsError(ask()); e == nil || e.Code != job.Unavailable || e.Reason != "untrusted" {
+			t.Errorf("%v", e)
+		}
+	}
+	if asked.Load() != 0 {
+		t.Error("a node that is not trusted was sent a request")
+	}
+	// The scheme that is wrong.
+	plain := newClient(t, client.Config{Addresses: []string{strings.Replace(addr, "https", "http", 1)}, RetryFor: -1})
+	if _, err := plain.PauseJob(ctx, "x"); job.AsError(err).Reason != "wants_tls" {
+		t.Errorf("%v", err)
+	}
+	other := serve(t, func(http.ResponseWriter, *http.Request) { t.Error("it was asked without TLS") })
+	c = newClient(t, client.Config{Addresses: []string{strings.Replace(other, "http", "https", 1)}, TLS: trust, RetryFor: -1})
+	if _, err := c.PauseJob(ctx, "x"); job.CodeOf(err) != job.Unavailable {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestWhatIsNoCAIsRefused(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "ca.crt")
+	if _, err := client.TrustCA(file); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+	if err := os.WriteFile(file, []byte("nothing"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.TrustCA(file); job.CodeOf(err) != job.Invalid {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestWhatOneNodeDoesNotFindIsNotLookedForElsewhere(t *testing.T) {
+	missing := serve(t, func(w http.ResponseWriter, _ *http.Request) { refuse(w, 404, job.NotFound) })
+	other := serve(t, func(http.ResponseWriter, *http.Request) { t.Error("another node was asked") })
+	c := newClient(t, client.Config{Addresses: []string{missing, other}})
+	if _, err := c.Job(context.Background(), "x"); job.CodeOf(err) != job.NotFound {
+		t.Errorf("%v", err)
+	}
+}
+
+// A snapshot goes to the next node whole if one refuses it, and to no other once it may have been restored.
+func TestASnapshotIsSentWholeAndOnce(t *testing.T) {
+	const text = "a snapshot, which is read from its start each time"
+	var got atomic.Value
+	busy := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		io.CopyN(io.Discard, r.Body, 3)
+		refuse(w, 503, job.Unavailable)
+	})
+	good := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		got.Store(fmt.Sprintf("%s %d %s", r.Header.Get("Content-Type"), r.ContentLength, b))
+		w.WriteHeader(204)
+	})
+	ctx := context.Background()
+	c := newClient(t, client.Config{Addresses: []string{deadAddress(t), busy, good}})
+	if err := c.Restore(ctx, strings.NewReader(text)); err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf("application/octet-stream %d %s", len(text), text); got.Load() != want {
+		t.Errorf("%q", got.Load())
+	}
+	hangsUp := serve(t, func(w http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body); panic(http.ErrAbortHandler) })
+	never := serve(t, func(http.ResponseWriter, *http.Request) { t.Error("it was sent to another node") })
+	c = newClient(t, client.Config{Addresses: []string{hangsUp, never}})
+	if err := c.Restore(ctx, strings.NewReader(text)); job.CodeOf(err) != job.Unknown {
+		t.Errorf("%v", err)
+	}
+}
+
+// The token of a credential is in one answer only: making it again would hide that the first one exists.
+func TestACredentialIsNotMadeTwice(t *testing.T) {
+	var asked atomic.Int32
+	h := func(w http.ResponseWriter, r *http.Request) { asked.Add(1); panic(http.ErrAbortHandler) }
+	c := newClient(t, client.Config{Addresses: []string{serve(t, h), serve(t, h)}})
+	_, err := c.CreateCredential(context.Background(), client.CredentialRequest{Name: "a", Role: job.RoleViewer})
+	if job.CodeOf(err) != job.Unknown || asked.Load() != 1 {
+		t.Errorf("%v after %d requests", err, asked.Load())
 	}
 }

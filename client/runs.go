@@ -213,7 +213,7 @@ func (c *Client) stream(ctx context.Context, q *call) (io.ReadCloser, error) {
 			resp.Body.Close()
 			err = problem(resp, data)
 		}
-		if code := job.CodeOf(err); code != job.Unavailable && code != job.Unknown || ctx.Err() != nil {
+		if code := job.CodeOf(err); code != job.Unavailable && (code != job.Unknown || q.once) || ctx.Err() != nil {
 			return nil, err
 		}
 		c.next.CompareAndSwap(at, at+1)
