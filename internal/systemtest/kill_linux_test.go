@@ -52,11 +52,11 @@ func TestKill(t *testing.T) {
 		}
 	}
 	rec := newRecorder(t, dir)
-	s := newServer(t, buildMuster(t, t.TempDir()), dir, rec)
+	s := newDev(t, buildMuster(t, t.TempDir()), dir, rec)
 	s.start()
 
 	k := &killing{t: t, dir: dir, server: s, rec: rec, rand: rand.New(rand.NewPCG(*seed, 99)), docs: documents(dir, *jobs)}
-	l := newLoad(t, dir, s.url(), rec, k.docs)
+	l := newLoad(t, dir, []endpoint{{"", s.url}}, nil, "", rec, k.docs)
 	k.ready(time.Minute)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -101,7 +101,7 @@ func TestKill(t *testing.T) {
 type killing struct {
 	t      *testing.T
 	dir    string
-	server *server
+	server *process
 	rec    *recorder
 	rand   *rand.Rand
 	docs   []*job.Document

@@ -3,6 +3,7 @@ package systemtest
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,11 +25,13 @@ import (
 type load struct {
 	t    *testing.T
 	dir  string
-	url  string
 	rec  *recorder
-	sdk  *client.Client // repeats until it has an answer
-	http *http.Client   // does not
 	docs []*job.Document
+
+	nodes []endpoint
+	sdk   *client.Client // of all nodes; repeats until it has an answer
+	http  *http.Client   // of the one that is asked; does not repeat
+	token string
 
 	mu    sync.Mutex
 	known []job.RunID // accepted, the latest last
@@ -49,23 +52,36 @@ type submission struct {
 	Delay   job.Duration  `json:"delay,omitempty"`
 }
 
-func newLoad(t *testing.T, dir, url string, rec *recorder, docs []*job.Document) *load {
-	l := &load{t: t, dir: dir, url: url, rec: rec, docs: docs, http: &http.Client{Transport: &http.Transport{}, Timeout: 10 * time.Second}}
+// endpoint is a node's API.
+type endpoint struct{ name, url string }
+
+// newLoad makes clients of all nodes. ca is what their certificates come from, nil without TLS.
+func newLoad(t *testing.T, dir string, nodes []endpoint, ca *tls.Config, token string, rec *recorder, docs []*job.Document) *load {
+	l := &load{t: t, dir: dir, nodes: nodes, token: token, rec: rec, docs: docs}
+	l.http = &http.Client{Transport: &http.Transport{TLSClientConfig: ca}, Timeout: 10 * time.Second}
+	patient := &http.Client{Transport: &http.Transport{TLSClientConfig: ca, MaxIdleConnsPerHost: 16}}
+	c := client.Config{Token: token, HTTPClient: patient, AttemptTimeout: 10 * time.Second, RetryFor: time.Minute}
+	for _, n := range nodes {
+		c.Addresses = append(c.Addresses, n.url)
+	}
+	if len(nodes) > 1 { // another one may answer
+		l.http.Timeout, c.AttemptTimeout = 6*time.Second, 4*time.Second
+	}
 	var err error
-	if l.sdk, err = client.New(client.Config{Addresses: []string{url}, AttemptTimeout: 10 * time.Second, RetryFor: time.Minute}); err != nil {
+	if l.sdk, err = client.New(c); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.sdk.Close(); l.http.CloseIdleConnections() })
+	t.Cleanup(func() { patient.CloseIdleConnections(); l.http.CloseIdleConnections() })
 	return l
 }
 
 // run is all clients; it returns when ctx has ended and each has its last answer.
 func (l *load) run(ctx context.Context, seed uint64) {
 	var wg sync.WaitGroup
-	for i := range 6 {
+	for i := range 7 {
 		r := rand.New(rand.NewPCG(seed, uint64(i)))
-		turn := []func(*rand.Rand){l.submitRaw, l.submitRaw, l.submitSDK, l.submitKeyed, l.read, l.edit}[i]
-		pause := []time.Duration{200, 200, 200, 200, 200, 3000}[i] * time.Millisecond
+		turn := []func(*rand.Rand){l.submitRaw, l.submitRaw, l.submitSDK, l.submitKeyed, l.read, l.edit, l.submitBad}[i]
+		pause := []time.Duration{200, 200, 200, 200, 200, 3000, 1500}[i] * time.Millisecond
 		wg.Go(func() {
 			for ctx.Err() == nil {
 				turn(r)
@@ -158,8 +174,30 @@ func (l *load) submit(s submission, id job.RunID, key string) checker.Outcome {
 		Key string    `json:"idempotency_key,omitempty"`
 	}{s, id, key})
 	var run job.Run
-	outcome, err := l.post("/v1/runs", body, &run)
+	outcome, err := l.post(&op, "/v1/runs", body, &run)
 	return l.answered(op, outcome, &run, err)
+}
+
+// bad is what must be refused, with the field named.
+var bad = []string{
+	`"spec": {"exec": {"command": []}}`,
+	`"spec": {"exec": {"command": ["x"]}, "priority": 77}`,
+	`"spec": {"exec": {"command": ["x"]}, "retry": {"max_attempts": -1}}`,
+	`"spec": {"exec": {"command": ["x"]}, "schedule": {"cron": "TZ="}}`,
+	`"spec": {"exec": {"command": ["x"]}, "timeout": "long"}`,
+	`"job": "../manual"`,
+	`"job": "manual", "delay": "-1h"`,
+	`"job": "manual", "surprise": 1`,
+}
+
+// submitBad asks for what cannot be: it must be refused, and disturb nobody (D5).
+func (l *load) submitBad(r *rand.Rand) {
+	id := client.NewRunID()
+	body := []byte(fmt.Sprintf(`{"id": %q, %s}`, id, bad[r.IntN(len(bad))]))
+	op := checker.Op{Kind: checker.Submit, Bad: true, Asked: now(), ID: id, Body: body}
+	var run job.Run
+	outcome, err := l.post(&op, "/v1/runs", body, &run)
+	l.answered(op, outcome, &run, err)
 }
 
 func (l *load) asked(s submission, id job.RunID, key string) checker.Op {
@@ -187,38 +225,59 @@ func (l *load) answered(op checker.Op, outcome checker.Outcome, run *job.Run, er
 	return outcome
 }
 
-// post sends one request, once, and says what its end means.
-func (l *load) post(path string, body []byte, out any) (checker.Outcome, error) {
-	resp, err := l.http.Post(l.url+path, "application/json", bytes.NewReader(body))
+// post sends one request to some node, once, and says what its end means.
+func (l *load) post(op *checker.Op, path string, body []byte, out any) (checker.Outcome, error) {
+	return l.ask(op, http.MethodPost, path, body, out)
+}
+
+func (l *load) ask(op *checker.Op, method, path string, body []byte, out any) (checker.Outcome, error) {
+	node := l.nodes[rand.IntN(len(l.nodes))]
+	op.Node = node.name
+	request, err := http.NewRequest(method, node.url+path, bytes.NewReader(body))
 	if err != nil {
-		var op *net.OpError
-		if errors.As(err, &op) && op.Op == "dial" {
+		l.t.Error(err)
+		return checker.Refused, err
+	}
+	request.Header.Set("Content-Type", "application/json")
+	if l.token != "" {
+		request.Header.Set("Authorization", "Bearer "+l.token)
+	}
+	resp, err := l.http.Do(request)
+	if err != nil {
+		var dial *net.OpError
+		if errors.As(err, &dial) && dial.Op == "dial" {
 			return checker.Refused, err
 		}
 		return checker.Unknown, err
 	}
 	defer resp.Body.Close()
+	op.Status = resp.StatusCode
 	data, err := io.ReadAll(resp.Body)
 	switch {
 	case err != nil:
 		return checker.Unknown, err
 	case resp.StatusCode < 300:
 		if err := json.Unmarshal(data, out); err != nil {
-			l.t.Errorf("POST %s: answer %q: %v", path, data, err)
+			l.t.Errorf("%s %s: answer %q: %v", method, path, data, err)
 		}
 		return checker.OK, nil
 	}
 	var problem struct {
-		Code job.Code `json:"code"`
+		Code  job.Code `json:"code"`
+		Field string   `json:"field"`
 	}
 	if err := json.Unmarshal(data, &problem); err != nil || problem.Code == "" {
-		l.t.Errorf("POST %s: status %d without a problem document: %q", path, resp.StatusCode, data)
+		l.t.Errorf("%s %s: status %d without a problem document: %q", method, path, resp.StatusCode, data)
 	}
+	op.Field = problem.Field
 	if problem.Code == job.Internal {
-		l.t.Errorf("POST %s: %s", path, data)
+		l.t.Errorf("%s %s: %s", method, path, data)
 	}
 	if problem.Code == job.Unknown || problem.Code == job.Internal {
 		return checker.Unknown, errors.New(string(data))
+	}
+	if op.Bad && problem.Code == job.Unavailable {
+		op.Status = 0 // it was not looked at
 	}
 	return checker.Refused, errors.New(string(data))
 }
@@ -235,7 +294,7 @@ func (l *load) maybeCancel(r *rand.Rand, id job.RunID) {
 	}
 	op := checker.Op{Kind: checker.Cancel, Asked: now(), ID: id}
 	var run job.Run
-	outcome, err := l.post("/v1/runs/"+id.String()+"/cancel", nil, &run)
+	outcome, err := l.post(&op, "/v1/runs/"+id.String()+"/cancel", nil, &run)
 	l.answered(op, outcome, &run, err)
 }
 
@@ -251,13 +310,13 @@ func (l *load) read(r *rand.Rand) {
 		return
 	}
 	op := checker.Op{Kind: checker.Read, Asked: now(), ID: id}
-	run, err := l.sdk.Run(context.Background(), id)
-	if err != nil {
-		// It was accepted, so a node that answers must know it.
-		l.t.Errorf("read run %s, which was accepted: %v", id, err)
-		return
+	var run job.Run
+	outcome, err := l.ask(&op, http.MethodGet, "/v1/runs/"+id.String(), nil, &run)
+	if outcome != checker.OK && op.Status != http.StatusNotFound {
+		return // nobody answered; what a read that failed says is nothing
 	}
-	l.answered(op, checker.OK, run, nil)
+	// It was accepted, so a node that answers must know it: the checker sees to that.
+	l.answered(op, outcome, &run, err)
 }
 
 // edit makes a new version of a job, so that ticks have more than one owner.

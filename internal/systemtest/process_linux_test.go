@@ -32,26 +32,12 @@ func buildMuster(t *testing.T, dir string) string {
 	return path
 }
 
-// server starts and kills processes of muster, one after the other, over the same data directory.
-type server struct {
-	t       *testing.T
-	binary  string
-	dir     string // of the test; the data is below
-	address string
-	rec     *recorder
-	starts  chan func()
+// starter starts processes. A parent-death signal comes when the thread ends that started the child. This one lives as
+// long as the test, so a test that is killed, or panics, leaves no process behind.
+type starter struct{ starts chan func() }
 
-	count int
-	cmd   *exec.Cmd
-	life  checker.Life
-	ended chan error // the process is gone
-}
-
-func newServer(t *testing.T, binary, dir string, rec *recorder) *server {
-	s := &server{t: t, binary: binary, dir: dir, rec: rec, starts: make(chan func())}
-	s.address = freeAddress(t)
-	// A parent-death signal comes when the thread ends that started the child. This one lives as long as the test, so a
-	// test that is killed, or panics, leaves no process behind.
+func newStarter(t *testing.T) *starter {
+	s := &starter{starts: make(chan func())}
 	ended := make(chan struct{})
 	go func() {
 		runtime.LockOSThread()
@@ -61,17 +47,63 @@ func newServer(t *testing.T, binary, dir string, rec *recorder) *server {
 		}
 	}()
 	t.Cleanup(func() {
-		if s.cmd != nil {
-			s.cmd.Process.Kill()
-			<-s.ended
-		}
 		close(s.starts)
 		<-ended
 	})
 	return s
 }
 
-func (s *server) url() string { return "http://" + s.address }
+func (s *starter) start(c *exec.Cmd) error {
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	done := make(chan error)
+	s.starts <- func() { done <- c.Start() }
+	return <-done
+}
+
+// process starts and kills processes of muster, one after the other, over the same data directory.
+type process struct {
+	t       *testing.T
+	role    checker.Role
+	name    string           // what it is called in the trial, and its logs
+	dir     string           // of the test
+	url     string           // of its API, "" if it has none
+	http    *http.Client     // that can talk to it
+	command func() *exec.Cmd // makes each life's
+	began   func(pid int)    // is told of each life; may be nil
+	rec     *recorder
+	starter *starter
+
+	count  int
+	cmd    *exec.Cmd
+	life   checker.Life
+	ended  chan error // the process is gone
+	paused *checker.Fault
+}
+
+// newProcess makes one that ends with the test.
+func newProcess(t *testing.T, p process) *process {
+	s := &p
+	s.t = t
+	t.Cleanup(func() {
+		if s.cmd != nil {
+			s.cmd.Process.Kill()
+			<-s.ended
+		}
+	})
+	return s
+}
+
+// newDev makes a node with its own worker, as in `muster dev`.
+func newDev(t *testing.T, binary, dir string, rec *recorder) *process {
+	address := freeAddress(t)
+	return newProcess(t, process{
+		name: "muster", dir: dir, url: "http://" + address, rec: rec, starter: newStarter(t),
+		http: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}},
+		command: func() *exec.Cmd {
+			return exec.Command(binary, "dev", "--data", filepath.Join(dir, "data"), "--http", address, "--worker-slots", strconv.Itoa(slots), "--log-level", "info")
+		},
+	})
+}
 
 // freeAddress finds a port that is free now and, one hopes, at every restart.
 func freeAddress(t *testing.T) string {
@@ -83,42 +115,48 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
+// running tells whether there is a process now, paused or not.
+func (s *process) running() bool { return s.cmd != nil }
+
+func (s *process) logFile() string {
+	return filepath.Join(s.dir, fmt.Sprintf("%s-%02d.log", s.name, s.count))
+}
+
 // start starts the next life. It does not wait until it is ready.
-func (s *server) start() {
+func (s *process) start() {
 	s.t.Helper()
 	s.count++
-	log, err := os.Create(filepath.Join(s.dir, fmt.Sprintf("muster-%02d.log", s.count)))
+	log, err := os.Create(s.logFile())
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	defer log.Close()
-	c := exec.Command(s.binary, "dev", "--data", filepath.Join(s.dir, "data"), "--http", s.address, "--worker-slots", strconv.Itoa(slots), "--log-level", "info")
+	c := s.command()
 	c.Stdout, c.Stderr = log, log
-	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	s.life = checker.Life{Start: now()}
-	done := make(chan error)
-	s.starts <- func() { err := c.Start(); done <- err }
-	if err := <-done; err != nil {
+	s.life = checker.Life{Role: s.role, Name: s.name, Start: now()}
+	if err := s.starter.start(c); err != nil {
 		s.t.Fatal(err)
 	}
 	s.life.Pid = c.Process.Pid
 	ended := make(chan error, 1)
 	go func() { ended <- c.Wait(); close(ended) }()
 	s.cmd, s.ended = c, ended
+	if s.began != nil {
+		s.began(s.life.Pid)
+	}
 }
 
 // ready waits until the process takes requests, at most for a time that no restart should need, or for limit if that is
 // shorter; then it is false.
-func (s *server) ready(limit time.Duration) bool {
+func (s *process) ready(limit time.Duration) bool {
 	s.t.Helper()
 	const patience = 60 * time.Second
 	ctx, cancel := context.WithTimeout(context.Background(), min(limit, patience))
 	defer cancel()
-	poll := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	for {
-		if r, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url()+"/readyz", nil); err != nil {
+		if r, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url+"/readyz", nil); err != nil {
 			s.t.Fatal(err)
-		} else if resp, err := poll.Do(r); err == nil {
+		} else if resp, err := s.http.Do(r); err == nil {
 			resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
 				s.life.Ready = now()
@@ -127,25 +165,32 @@ func (s *server) ready(limit time.Duration) bool {
 		}
 		select {
 		case err := <-s.ended:
-			s.t.Fatalf("muster ended by itself: %v\n%s", err, s.tail())
+			s.t.Fatalf("%s ended by itself: %v\n%s", s.name, err, s.tail())
 		case <-ctx.Done():
 			if limit < patience {
 				return false
 			}
-			s.t.Fatalf("muster is not ready after %s\n%s", patience, s.tail())
+			s.t.Fatalf("%s is not ready after %s\n%s", s.name, patience, s.tail())
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
 }
 
-// kill ends the process as a power failure would, and returns when it is gone.
-func (s *server) kill() {
+// alive fails the test if the process has ended by itself.
+func (s *process) alive() {
 	s.t.Helper()
 	select {
 	case err := <-s.ended:
-		s.t.Fatalf("muster ended by itself: %v\n%s", err, s.tail())
+		s.cmd = nil
+		s.t.Fatalf("%s ended by itself: %v\n%s", s.name, err, s.tail())
 	default:
 	}
+}
+
+// kill ends the process as a power failure would, and returns when it is gone.
+func (s *process) kill() {
+	s.t.Helper()
+	s.alive()
 	s.life.Kill = now()
 	if err := s.cmd.Process.Kill(); err != nil {
 		s.t.Fatal(err)
@@ -156,19 +201,40 @@ func (s *server) kill() {
 	s.rec.add(checker.Line{Life: ptr(s.life)})
 }
 
-// stop asks the process to end, which it must within some time.
-func (s *server) stop() {
+// pause takes the processor away from the process until resume. led: it is the leader.
+func (s *process) pause(led bool) {
 	s.t.Helper()
+	s.alive()
+	s.paused = &checker.Fault{Kind: checker.Pause, Role: s.role, Name: s.name, From: now(), Led: led}
+	if err := s.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *process) resume() {
+	s.t.Helper()
+	if err := s.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		s.t.Fatal(err)
+	}
+	s.paused.To = now()
+	s.rec.add(checker.Line{Fault: s.paused})
+	s.paused = nil
+}
+
+// stop asks the process to end, which it must within some time.
+func (s *process) stop() {
+	s.t.Helper()
+	s.life.Stop = now()
 	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		s.t.Fatal(err)
 	}
 	select {
 	case err := <-s.ended:
 		if err != nil {
-			s.t.Errorf("muster was asked to stop and ended with: %v\n%s", err, s.tail())
+			s.t.Errorf("%s was asked to stop and ended with: %v\n%s", s.name, err, s.tail())
 		}
 	case <-time.After(45 * time.Second):
-		s.t.Errorf("muster was asked to stop and goes on\n%s", s.tail())
+		s.t.Errorf("%s was asked to stop and goes on\n%s", s.name, s.tail())
 		s.cmd.Process.Kill()
 		<-s.ended
 	}
@@ -177,8 +243,8 @@ func (s *server) stop() {
 }
 
 // tail is the end of the last process's log.
-func (s *server) tail() string {
-	b, err := os.ReadFile(filepath.Join(s.dir, fmt.Sprintf("muster-%02d.log", s.count)))
+func (s *process) tail() string {
+	b, err := os.ReadFile(s.logFile())
 	if err != nil {
 		return err.Error()
 	}

@@ -19,7 +19,7 @@ func print(t *testing.T, k *killing, h *checker.History, r *checker.Report) {
 	gap50, gapMax := quantiles(tickGaps(h))
 	for _, row := range [][2]string{
 		{"kills", fmt.Sprintf("%d, %d of them before the process was ready", k.kills, k.early)},
-		{"submissions", fmt.Sprintf("%d accepted, %d unknown, %d refused; %d keys used again; %d cancels", r.Accepted, r.Unknown, r.Refused, r.Keys, r.Cancels)},
+		{"submissions", fmt.Sprintf("%d accepted, %d unknown, %d refused, %d of them bad; %d keys used again; %d cancels", r.Accepted, r.Unknown, r.Refused, r.Bad, r.Keys, r.Cancels)},
 		{"ticks", fmt.Sprintf("%d due: %d run, %d skipped, %d coalesced, %d missed", r.Due, r.Decided[job.TickRun], r.Decided[job.TickSkipped], r.Decided[job.TickCoalesced], r.Decided[job.TickMissed])},
 		{"runs", strconv.Itoa(r.Runs)},
 		{"starts", fmt.Sprintf("%d; cut off by a kill %d; again after a recorded loss %d, after a failure %d", r.Starts, r.Cut, r.AfterLoss, r.AfterFailure)},

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -27,8 +28,9 @@ const exitFailedOnPurpose = 7
 // writer is one such command: it notes that it starts, works for a while, and notes that it ends. Notes go to a file of
 // their own, one write each, so that a killed writer leaves whole lines and none of them passes through Muster.
 type writer struct {
-	dir  string
-	line checker.Work
+	dir    string
+	worker string // whose command it is, if there are several
+	line   checker.Work
 }
 
 func writeHistory(args []string) int {
@@ -49,10 +51,15 @@ func writeHistory(args []string) int {
 	attempt, _ := strconv.ParseUint(os.Getenv("MUSTER_ATTEMPT"), 10, 32)
 	fence, _ := strconv.ParseUint(os.Getenv("MUSTER_FENCE"), 10, 64)
 	w.line.Attempt, w.line.Fence = uint32(attempt), job.Fence(fence)
+	if *beside == 0 {
+		w.line.Life = os.Getppid()
+	}
+	if name, err := os.ReadFile(workerFile(*dir, w.line.Life)); err == nil {
+		w.worker = string(name)
+	}
 	if *beside != 0 {
 		return w.beside(*work)
 	}
-	w.line.Life = os.Getppid()
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM)
 	if err := w.start(); err != nil {
@@ -82,7 +89,7 @@ func writeHistory(args []string) int {
 	return w.line.Code
 }
 
-// start notes the start. The lock says to the commands of later lives that this one is alive, for as long as the kernel
+// start notes the start. The lock says to the commands of later lives of the same worker that this one is alive, for as long as the kernel
 // keeps its files open, and no longer.
 func (w *writer) start() error {
 	if err := w.lock(); err != nil {
@@ -91,18 +98,18 @@ func (w *writer) start() error {
 	if err := w.note(checker.Start); err != nil {
 		return err
 	}
-	lives, err := filepath.Glob(filepath.Join(w.dir, "life-*"))
+	lives, err := filepath.Glob(w.lifeFile(0))
 	if err != nil {
 		return err
 	}
 	for _, name := range lives {
-		if name == w.lifeFile() {
+		if name == w.lifeFile(w.line.Life) {
 			continue
 		}
 		if alive, err := held(name); err != nil {
 			return err
 		} else if alive {
-			if w.line.Alive, err = strconv.Atoi(filepath.Base(name)[len("life-"):]); err != nil {
+			if w.line.Alive, err = strconv.Atoi(name[strings.LastIndexByte(name, '-')+1:]); err != nil {
 				return err
 			}
 			w.note(checker.Stray)
@@ -125,10 +132,20 @@ func (w *writer) beside(d time.Duration) int {
 	return 0
 }
 
-func (w *writer) lifeFile() string { return filepath.Join(w.dir, "life-"+strconv.Itoa(w.line.Life)) }
+// lifeFile is locked by all that a life's commands are; 0 means the pattern for all lives of the same worker.
+func (w *writer) lifeFile(life int) string {
+	name := "life-" + w.worker + "-"
+	if life == 0 {
+		return filepath.Join(w.dir, name+"*")
+	}
+	return filepath.Join(w.dir, name+strconv.Itoa(life))
+}
+
+// workerFile says which worker a process is.
+func workerFile(dir string, pid int) string { return filepath.Join(dir, "worker-"+strconv.Itoa(pid)) }
 
 func (w *writer) lock() error {
-	f, err := os.OpenFile(w.lifeFile(), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := os.OpenFile(w.lifeFile(w.line.Life), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
