@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -30,6 +31,9 @@ type expected struct {
 	count atomic.Int64 // of tags: while nobody waits, an entry costs one look at it
 	mu    sync.Mutex   // taken after State.mu, never before
 	byTag map[Tag]*waiter
+	// committed are the expectations whose commands are known to be in the log: once the state is past them, no answer will
+	// come. Those that are done are taken out at the next entry.
+	committed []*Expectation
 }
 
 // waiter is one place in the results of an expectation.
@@ -91,15 +95,19 @@ func (e *Expectation) Index() uint64 {
 // restored from a snapshot that holds them leaves the expectation waiting; with it, what did not come is ErrSkipped as
 // soon as the state is at index or beyond.
 func (e *Expectation) Committed(index uint64) {
-	s := e.state
+	s, x := e.state, &e.state.expected
 	s.mu.Lock() // so that no entry is between changing the state and being delivered
 	defer s.mu.Unlock()
-	s.expected.mu.Lock()
-	defer s.expected.mu.Unlock()
-	e.committed = index
-	if s.tables.g.Index >= index {
-		s.expected.skip(e)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if e.missing == 0 {
+		return
 	}
+	if e.committed == 0 {
+		x.committed = append(x.committed, e)
+	}
+	e.committed = index
+	x.passed(s.tables.g.Index)
 }
 
 // Cancel ends the expectation. It may be called at any time, and again.
@@ -109,6 +117,7 @@ func (e *Expectation) Cancel() {
 	defer x.mu.Unlock()
 	if e.missing > 0 {
 		x.forget(e, func(int) {})
+		x.committed = slices.DeleteFunc(x.committed, func(o *Expectation) bool { return o == e })
 		e.cancelled = true
 		close(e.done)
 	}
@@ -137,30 +146,30 @@ func (x *expected) deliver(index uint64, commands []Command, results []Result) {
 		delete(x.byTag, tag)
 	}
 	x.count.Store(int64(len(x.byTag)))
+	x.passed(index)
 }
 
-// restored skips whatever is known to be in the log up to index.
+// restored is for a state that jumped to index.
 func (x *expected) restored(index uint64) {
-	if x.count.Load() == 0 {
-		return
-	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	for _, w := range x.byTag {
-		for ; w != nil; w = w.next {
-			if e := w.of; e.missing > 0 && e.committed != 0 && e.committed <= index {
-				x.skip(e)
-			}
+	x.passed(index)
+}
+
+// passed skips what is known to be in the log up to index, where the state is, and was not delivered.
+func (x *expected) passed(index uint64) {
+	x.committed = slices.DeleteFunc(x.committed, func(e *Expectation) bool {
+		if e.missing > 0 && e.committed <= index {
+			x.skip(e)
 		}
-	}
+		return e.missing == 0
+	})
 }
 
 // skip answers what is missing with ErrSkipped.
 func (x *expected) skip(e *Expectation) {
-	if e.missing > 0 {
-		x.forget(e, func(place int) { e.results[place].Err = ErrSkipped })
-		close(e.done)
-	}
+	x.forget(e, func(place int) { e.results[place].Err = ErrSkipped })
+	close(e.done)
 }
 
 // forget takes what an expectation still waits for out of the tags, and leaves nothing missing.
