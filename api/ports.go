@@ -237,8 +237,10 @@ type Greeting struct {
 	API        string   `json:"api"`
 	HasState   bool     `json:"has_state"`
 	ClusterID  string   `json:"cluster_id,omitempty"`
+	LeaderID   string   `json:"leader_id,omitempty"`
 	LeaderRaft string   `json:"leader_raft,omitempty"`
-	Knows      []string `json:"knows,omitempty"` // the ids of the nodes that it has met
+	Knows      []string `json:"knows,omitempty"`   // the ids of all nodes on its list, once each has answered it
+	Members    []string `json:"members,omitempty"` // the ids of the servers in its configuration of Raft
 }
 
 // Credentials keeps who may call. Reads are local and as new as this node's log.

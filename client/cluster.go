@@ -197,8 +197,10 @@ type Greeting struct {
 	API        string   `json:"api"`
 	HasState   bool     `json:"has_state"`
 	ClusterID  string   `json:"cluster_id"`
+	LeaderID   string   `json:"leader_id"`
 	LeaderRaft string   `json:"leader_raft"`
 	Knows      []string `json:"knows"`
+	Members    []string `json:"members"`
 }
 
 // Greeting asks a node who it is; for nodes, by the certificate in Config.TLS.
