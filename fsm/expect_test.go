@@ -291,7 +291,7 @@ func TestCommandsThatCannotBeReadAreRefused(t *testing.T) {
 // TestForwardable walks every kind, so that a new one is decided about.
 func TestForwardable(t *testing.T) {
 	t.Parallel()
-	leaders := map[Kind]bool{KindRaiseEpoch: true, KindGrant: true, KindDecide: true, KindInitCluster: true, KindCheckpoint: true,
+	leaders := map[Kind]bool{KindRaiseEpoch: true, KindGrant: true, KindDecide: true, KindInitCluster: true,
 		KindRaiseStore: true, KindStoreTicks: true, KindMove: true, KindPrune: true}
 	for k := range Supported() {
 		if Forwardable(k) == leaders[k] {

@@ -69,6 +69,15 @@ func (d *drawn) move() job.Move {
 	return m
 }
 
+func (d *drawn) credential() job.Credential {
+	c := credentialNumbered(d.n("credential", 3), rapid.SampledFrom([]job.Role{job.RoleAdmin, job.RoleAdmin, job.RoleViewer}).Draw(d.T, "role"))
+	c.Name = fmt.Sprintf("c%d", d.n("name", 3))
+	if d.n("expires", 3) == 0 {
+		c.ExpiresAt = d.time()
+	}
+	return c
+}
+
 func several[T any](d *drawn, one func() T) []T {
 	list := make([]T, 1+d.n("several", 4))
 	for i := range list {
@@ -120,6 +129,23 @@ func (d *drawn) command() Command {
 	case KindSetLimits:
 		return &SetLimits{Limits: Limits{MaxLiveBytes: int64(d.n("live", 40)) * 1000, MaxHistoryBytes: int64(d.n("history", 20)) * 1000,
 			MaxKeyBytes: int64(d.n("keys", 3)) * 1000, MaxDefinitionBytes: int64(d.n("documents", 6)) * 2000}}
+	case KindInitCluster:
+		return &InitCluster{ClusterID: name, GossipSecret: []byte{byte(n)}, Credentials: several(d, d.credential)}
+	case KindPutNode:
+		node := nodeNumbered(n)
+		node.Name = fmt.Sprintf("n%d", d.n("node", 2))
+		if d.n("reads", 1) == 0 {
+			node.Reads = map[uint16]uint8{uint16(KindMove): uint8(d.n("version", 3)), uint16(20 + d.n("kind", 2)): 1}
+		}
+		return &PutNode{Node: node}
+	case KindDropNode:
+		return &DropNode{ID: nodeNumbered(n).ID}
+	case KindPutCredential:
+		return &PutCredential{Credential: d.credential()}
+	case KindDropCredential:
+		return &DropCredential{ID: credentialNumbered(n, "").ID}
+	case KindCheckpoint:
+		return &Checkpoint{}
 	case KindPutJob:
 		return &PutJob{ID: jobNumbered(n), Namespace: "default", Name: name, IfVersion: uint64(d.n("if", 2)), NewOnly: d.n("new", 3) == 0, At: d.at,
 			Document: fmt.Appendf(nil, `{"name":%q,"namespace":"default","description":"%d","exec":{"command":["true"]}}`, name, d.n("text", 3))}
@@ -150,6 +176,9 @@ func (d *drawn) log() *raft.Log {
 	commands := make([]Command, 1+d.n("commands", 3))
 	for i := range commands {
 		commands[i] = d.command()
+		if d.n("tagged", 2) == 0 {
+			commands[i] = Tagged{tagNumbered(byte(1 + d.n("tag", 20))), commands[i]}
+		}
 	}
 	data, err := EncodeEntry(Origin{Node: node, Boot: "b", Seq: d.seqs[node]}, d.at, commands...)
 	if err != nil {
@@ -174,8 +203,18 @@ func TestSameLogSameState(t *testing.T) {
 		a, b, c := New(), New(), New()
 		ended := map[job.RunID]job.State{}
 		for i, l := range logs {
+			wanted := tagNumbered(byte(1 + d.n("expected", 20)))
+			e := a.Expect(wanted)
+			admins := adminsOf(a)
 			answer := a.Apply(l)
 			same := b.Apply(l)
+			if diff := cmp.Diff(answerTo(rt, wanted, l, answer.([]Result)), e.Results(), sameText); diff != "" {
+				rt.Fatalf("entry %d was expected and is answered differently:\n%s", i, diff)
+			}
+			e.Cancel()
+			if admins > 0 && adminsOf(a) == 0 {
+				rt.Fatalf("entry %d left no admin", i)
+			}
 			if diff := cmp.Diff(answer, same, sameText); diff != "" {
 				rt.Fatalf("entry %d is answered differently:\n%s", i, diff)
 			}
@@ -198,8 +237,39 @@ func TestSameLogSameState(t *testing.T) {
 		if h := hashOf(t, a); h != hashOf(t, b) || h != hashOf(t, c) {
 			rt.Fatal("replicas differ")
 		}
+		if index, _, ok := a.Checkpointed(); ok {
+			if i, sum := digestOf(t, c); i != index || func() [32]byte { _, sum := digestOf(t, a); return sum }() != sum {
+				rt.Fatal("replicas differ at their checkpoint")
+			}
+		}
+		nobodyWaits(t, a)
 		consistent(rt, b)
 	})
+}
+
+// answerTo finds what an entry's first command with a tag was answered; nil if none has it.
+func answerTo(t failer, tag Tag, l *raft.Log, answers []Result) []Result {
+	e, err := DecodeEntry(l.Data)
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	for i, c := range e.Commands {
+		if of, _ := untagged(c); of == tag {
+			return answers[i : i+1]
+		}
+	}
+	return nil
+}
+
+// adminsOf counts admin credentials that never expire.
+func adminsOf(s *State) int {
+	n := 0
+	for _, c := range s.Credentials() {
+		if c.Role == job.RoleAdmin && c.ExpiresAt == 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // sameText compares errors by their text.
@@ -294,6 +364,34 @@ func consistent(t failer, s *State) {
 	count("definition bytes", definitions, v.g.DefinitionBytes)
 	count("ledger by time", v.ledger.tree.Len(), v.aged.tree.Len())
 	count("keys by age", v.keys.tree.Len(), v.keyAges.tree.Len())
+	ids, names := map[string]bool{}, map[string]bool{}
+	for _, n := range s.Nodes() {
+		ids[n.ID], names[n.Name] = true, true
+		if row, ok := s.NodeNamed(n.Name); !ok || row.ID != n.ID {
+			t.Fatalf("node %s is found as %+v", n.Name, row)
+		}
+	}
+	count("nodes with ids of their own", v.nodes.tree.Len(), len(ids))
+	count("nodes with names of their own", v.nodes.tree.Len(), len(names))
+	names = map[string]bool{}
+	for _, c := range s.Credentials() {
+		names[c.Name] = true
+	}
+	count("credentials with names of their own", v.credentials.tree.Len(), len(names))
+	count("cluster", v.g.ClusterID, s.ClusterID())
+	for k := Kind(0); k < 50; k++ {
+		least, said := uint8(255), false
+		for n := range v.nodes.all() {
+			if len(n.Reads) > 0 {
+				least, said = min(least, n.Reads[uint16(k)]), true
+			}
+		}
+		for version := range uint8(5) {
+			if _, yes := s.Unreadable(k, version); yes != (said && version > least) && version > 0 {
+				t.Fatalf("kind %d version %d: unreadable is %v, and the oldest node reads %d", k, version, yes, least)
+			}
+		}
+	}
 	fences := map[job.RunID]job.Fence{}
 	for b := range v.ended.all() {
 		b.each(func(e job.EndedGrant) { fences[e.RunID] = max(fences[e.RunID], e.Fence) })

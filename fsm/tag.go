@@ -37,8 +37,8 @@ func untagged(c Command) (Tag, Command) {
 }
 
 // Forwardable tells whether a leader takes commands of a kind from other nodes. They are what the API of any node
-// proposes: births, cancels, definitions, what people set, and checkpoints. Whatever only a leader decides is not among them, so that
-// no mistake of a node that does not lead can move a run or an epoch.
+// proposes: births, cancels, definitions, what people set, and checkpoints. Whatever only a leader decides is not among
+// them, so that no mistake of a node that does not lead can move a run or an epoch.
 func Forwardable(k Kind) bool {
 	switch k {
 	case KindSubmit, KindCancel, KindPutJob, KindDeleteJob, KindPutSchedule, KindDropSchedule, KindPauseJob,
