@@ -11,7 +11,7 @@ import (
 
 func (c *cli) clusterCommand() *cobra.Command {
 	group := &cobra.Command{Use: "cluster COMMAND", Short: "Look at the cluster, start and end maintenance"}
-	group.AddCommand(c.clusterStatusCommand(), c.maintenanceCommand())
+	group.AddCommand(c.clusterInitCommand(), c.clusterCertifyCommand(), c.clusterStatusCommand(), c.maintenanceCommand())
 	return group
 }
 
