@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/musterhq/muster/job"
+	"github.com/musterhq/muster/worker/gateway/internal/call"
 	"github.com/musterhq/muster/worker/gateway/output"
 	"github.com/musterhq/muster/worker/workerpb"
 )
@@ -31,7 +32,7 @@ type Leader interface {
 	// Detach closes a session, whose stream has ended. It is not called when the leader was replaced.
 	Detach(session job.SessionID)
 	// Heartbeat renews the leases of the fences and answers those that have none. A stub that cannot ask must see to it
-	// that SetLeader(nil) is called before it returns.
+	// that SetLeader(nil), or Unlead, is called before it returns.
 	Heartbeat(session job.SessionID, running []job.Fence) (unknown []job.Fence)
 	Started(session job.SessionID, s []job.Started)
 	// Finished hands results over. It blocks while the leader's inbox is full; the worker then stops sending results when
@@ -110,7 +111,7 @@ func (c *Config) Validate() error {
 type Gateway struct {
 	config  Config
 	boot    string // makes session ids unlike those of an earlier life of this node
-	specs   specCache
+	specs   workerpb.SpecCache
 	metrics *metrics
 
 	setting sync.Mutex // held by SetLeader, so that two of them do not mix
@@ -151,80 +152,22 @@ func (g *Gateway) Handler() (path string, h http.Handler) {
 			http.Error(w, "worker streams are protobuf", http.StatusUnsupportedMediaType)
 			return
 		}
-		call := &call{request: r, control: http.NewResponseController(w)}
-		// A server's read and write timeouts are for requests, not for streams that last weeks.
-		if err := errors.Join(call.control.SetReadDeadline(time.Time{}), call.control.SetWriteDeadline(time.Time{})); err != nil {
+		if err := call.Serve(w, r, inner); err != nil {
 			g.config.Logger.Error("worker stream cannot have deadlines", "err", err)
 			http.Error(w, "worker streams need HTTP/2", http.StatusHTTPVersionNotSupported)
-			return
 		}
-		defer call.finish()
-		inner.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callKey{}, call)))
 	})
-}
-
-type callKey struct{}
-
-// call is what a stream needs of the HTTP request that carries it.
-type call struct {
-	request *http.Request
-	control *http.ResponseController
-
-	mu   sync.Mutex
-	over bool // the handler has returned: the ResponseWriter must not be touched
-}
-
-func (c *call) finish() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.over = true
-}
-
-// abort ends reads and writes of the stream at once, also those that hang.
-func (c *call) abort() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.over {
-		return
-	}
-	past := time.Unix(1, 0)
-	c.control.SetReadDeadline(past)
-	c.control.SetWriteDeadline(past)
 }
 
 // service hides the rpc from the method set of Gateway.
 type service struct{ gateway *Gateway }
 
 func (s service) Attach(ctx context.Context, rpc *connect.BidiStream[workerpb.WorkerMessage, workerpb.NodeMessage]) error {
-	c, ok := ctx.Value(callKey{}).(*call)
+	c, ok := call.From(ctx)
 	if !ok {
 		return connect.NewError(connect.CodeInternal, errors.New("served without Gateway.Handler"))
 	}
 	return s.gateway.serve(ctx, rpc, c)
-}
-
-// SetLeader says who leads from now on; nil: nobody that this node can reach. All sessions end. Under a new leader every
-// worker is asked for a Hello, so that the leader hears what runs now, and unacknowledged results come again. It is also
-// the right call when the way to the same leader was interrupted.
-func (g *Gateway) SetLeader(leader Leader) {
-	g.setting.Lock()
-	defer g.setting.Unlock()
-	g.mu.Lock()
-	g.leader = leader
-	g.reign++
-	reign := g.reign
-	clear(g.sessions)
-	streams := make([]*stream, 0, len(g.streams))
-	for s := range g.streams {
-		streams = append(streams, s)
-	}
-	g.mu.Unlock()
-	for _, s := range streams {
-		s.unseat()
-		if leader != nil {
-			s.out.askResync(reign)
-		}
-	}
 }
 
 // current answers who leads, and under which count of SetLeader.
@@ -310,7 +253,7 @@ func (g *Gateway) Close(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	for _, s := range streams {
-		s.call.abort()
+		s.call.Abort()
 	}
 	<-g.idle
 	return nil

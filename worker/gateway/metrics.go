@@ -14,6 +14,7 @@ type metrics struct {
 	outputBytes   prometheus.Counter
 	outputErrors  prometheus.Counter
 	outputForeign prometheus.Counter
+	moved         prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -32,9 +33,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		outputBytes:   counter("output_bytes_total", "Bytes of run output received."),
 		outputErrors:  counter("output_errors_total", "Batches of run output that could not be kept."),
 		outputForeign: counter("output_foreign_total", "Pieces of output dropped because the worker does not hold their run."),
+		moved:         counter("moved_total", "Workers sent to other nodes because this one has more than its share."),
 	}
 	if r != nil {
-		r.MustRegister(m.streams, m.refused, m.assigned, m.undeliverable, m.results, m.dropped, m.malformed, m.outputBytes, m.outputErrors, m.outputForeign)
+		r.MustRegister(m.streams, m.refused, m.assigned, m.undeliverable, m.results, m.dropped, m.malformed, m.outputBytes, m.outputErrors, m.outputForeign, m.moved)
 	}
 	return m
 }

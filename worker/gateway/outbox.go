@@ -337,28 +337,3 @@ func (b *outbox) gather(batch []*job.Assignment) (m *workerpb.NodeMessage, _ []*
 	}
 	return m, batch, some || len(batch) > 0
 }
-
-// fill puts the assignments and the specs they need into the message.
-func (t *specTable) fill(m *workerpb.NodeMessage, batch []*job.Assignment) {
-	if len(batch) == 0 {
-		return
-	}
-	t.message++
-	m.Assignments = make([]*workerpb.Assignment, len(batch))
-	for i, a := range batch {
-		x := workerpb.NewAssignment(a)
-		if a.Spec != nil {
-			spec, id, fresh := t.place(a.Spec)
-			switch {
-			case id == 0:
-				x.Document = spec.document
-			case fresh:
-				m.Specs = append(m.Specs, &workerpb.Spec{Id: id, Document: spec.document})
-				fallthrough
-			default:
-				x.Spec = id
-			}
-		}
-		m.Assignments[i] = x
-	}
-}

@@ -156,7 +156,7 @@ func TestMessagesAreBoundedInBytes(t *testing.T) {
 	all := 0
 	for all < 100 {
 		m, batch, _ := b.take(nil)
-		(&specTable{}).fill(m, batch)
+		_, m.Assignments = workerpb.NewSpecTable(nil, 1).Fill(batch)
 		size := 0
 		for _, x := range m.Assignments {
 			size += len(x.Payload)
@@ -169,23 +169,5 @@ func TestMessagesAreBoundedInBytes(t *testing.T) {
 	}
 	if !o.ended || b.bytes != 0 || b.queued != 0 {
 		t.Errorf("ended %v, %d bytes, %d queued", o.ended, b.bytes, b.queued)
-	}
-}
-
-func TestTheSpecCacheIsBounded(t *testing.T) {
-	t.Parallel()
-	var c specCache
-	for i := range 3*maxCachedSpecs + 5 {
-		c.encode(&job.Document{Priority: new(i % 10)})
-	}
-	if n := len(c.young.byAddress) + len(c.old.byAddress); n > 2*maxCachedSpecs {
-		t.Errorf("%d documents are cached", n)
-	}
-	if n := len(c.young.byContent) + len(c.old.byContent); n > 20 {
-		t.Errorf("%d different contents are cached of 10", n)
-	}
-	d := &job.Document{Name: "x"}
-	if c.encode(d) != c.encode(&job.Document{Name: "x"}) {
-		t.Error("equal documents do not share their encoding")
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/musterhq/muster/job"
+	"github.com/musterhq/muster/worker/gateway/internal/call"
 	"github.com/musterhq/muster/worker/gateway/output"
 	"github.com/musterhq/muster/worker/workerpb"
 )
@@ -24,12 +25,14 @@ const attachTimeout = 5 * time.Second
 // leader while there are some, so that a leader with a full inbox does not stop the reader, and with it the heartbeats.
 type stream struct {
 	gateway *Gateway
-	call    *call
+	call    *call.Call
 	out     *outbox
 	seenAt  atomic.Int64 // when the worker last sent something, by the monotonic clock since bornAt
 	bornAt  time.Time
 	written chan struct{}  // closed when the writer has ended
 	parts   sync.WaitGroup // goroutines other than the reader and the writer
+	running atomic.Int32   // attempts that the worker named last
+	shed    atomic.Bool    // it was or will be told to go to another node
 
 	hello job.WorkerHello // of the reader
 
@@ -58,8 +61,8 @@ type handover struct {
 }
 
 // serve is the life of one stream.
-func (g *Gateway) serve(ctx context.Context, rpc *connect.BidiStream[workerpb.WorkerMessage, workerpb.NodeMessage], c *call) error {
-	s := &stream{gateway: g, call: c, out: newOutbox(c.abort), written: make(chan struct{}), bornAt: time.Now()}
+func (g *Gateway) serve(ctx context.Context, rpc *connect.BidiStream[workerpb.WorkerMessage, workerpb.NodeMessage], c *call.Call) error {
+	s := &stream{gateway: g, call: c, out: newOutbox(c.Abort), written: make(chan struct{}), bornAt: time.Now()}
 	if err := g.enter(s); err != nil {
 		return err
 	}
@@ -71,7 +74,7 @@ func (g *Gateway) serve(ctx context.Context, rpc *connect.BidiStream[workerpb.Wo
 			watch.Reset(g.config.IdleTimeout - quiet)
 			return
 		}
-		c.abort()
+		c.Abort()
 	})
 	watch.Reset(g.config.IdleTimeout)
 	defer watch.Stop()
@@ -81,7 +84,7 @@ func (g *Gateway) serve(ctx context.Context, rpc *connect.BidiStream[workerpb.Wo
 	leader, session := s.unseat()
 	s.out.close()
 	// The writer may hang in a message that nobody reads; a short while is for one that is just about to be done.
-	cut := time.AfterFunc(time.Second, c.abort)
+	cut := time.AfterFunc(time.Second, c.Abort)
 	<-s.written
 	cut.Stop()
 	s.parts.Wait()
@@ -110,7 +113,7 @@ func (s *stream) unseat() (Leader, job.SessionID) {
 func (s *stream) write(rpc *connect.BidiStream[workerpb.WorkerMessage, workerpb.NodeMessage]) {
 	defer close(s.written)
 	defer s.out.close()
-	table := &specTable{cache: &s.gateway.specs, slots: map[*encodedSpec]uint32{}}
+	table := workerpb.NewSpecTable(&s.gateway.specs, workerpb.MaxSpecs)
 	var batch []*job.Assignment
 	for {
 		var (
@@ -120,12 +123,12 @@ func (s *stream) write(rpc *connect.BidiStream[workerpb.WorkerMessage, workerpb.
 		if m, batch, ok = s.out.take(batch); !ok {
 			return
 		}
-		table.fill(m, batch)
+		m.Specs, m.Assignments = table.Fill(batch)
 		clear(batch)
 		err := rpc.Send(m)
 		s.out.sent()
 		if err != nil {
-			s.call.abort() // the reader must not wait for a worker that cannot be answered
+			s.call.Abort() // the reader must not wait for a worker that cannot be answered
 			return
 		}
 	}
@@ -188,11 +191,12 @@ func (s *stream) attach(ctx context.Context, x *workerpb.Hello) error {
 	}
 	g := s.gateway
 	if s.hello.Name == "" {
-		g.config.Logger.Info("worker stream began", "worker", h.Name, "boot", h.Boot, "remote", s.call.request.RemoteAddr)
+		g.config.Logger.Info("worker stream began", "worker", h.Name, "boot", h.Boot, "remote", s.call.Request.RemoteAddr)
 	} else if h.Name != s.hello.Name || h.Boot != s.hello.Boot || h.DataID != s.hello.DataID {
 		return job.InvalidField("hello.name", "a stream belongs to one life of one worker")
 	}
 	s.hello = h
+	s.running.Store(int32(len(h.Running)))
 	if err := s.authorize(); err != nil {
 		return err
 	}
@@ -225,6 +229,7 @@ func (s *stream) attach(ctx context.Context, x *workerpb.Hello) error {
 	}
 	if err != nil {
 		s.unseat()
+		leader.Detach(session) // it may have been opened, and the answer lost or late
 		switch job.CodeOf(err) {
 		case job.Conflict, job.Invalid, job.Forbidden:
 			return s.refuse(err)
@@ -237,6 +242,7 @@ func (s *stream) attach(ctx context.Context, x *workerpb.Hello) error {
 		HeartbeatEvery: uint32(job.HeartbeatEvery.Milliseconds()), HeartbeatLost: uint32(job.HeartbeatLost.Milliseconds()),
 		LeaseTimeout: uint32(job.LeaseTimeout.Milliseconds()), KillGrace: uint32(job.LeaseKillGrace.Milliseconds()),
 		MaxUnackedResults: uint32(g.config.MaxUnackedResults), MaxUnackedBytes: uint64(g.config.MaxUnackedBytes),
+		Scatter: uint32(g.scatter().Milliseconds()),
 	})
 	return nil
 }
@@ -244,7 +250,7 @@ func (s *stream) attach(ctx context.Context, x *workerpb.Hello) error {
 // authorize ends the stream of a worker that may not, or no longer, have it.
 func (s *stream) authorize() error {
 	if ask := s.gateway.config.Authorize; ask != nil {
-		if err := ask(s.call.request, s.hello); err != nil {
+		if err := ask(s.call.Request, s.hello); err != nil {
 			return s.refuse(err)
 		}
 	}
@@ -267,6 +273,7 @@ func (s *stream) refuse(err error) error {
 // heartbeat asks the leader to renew, beside the reader. While one question is out, later heartbeats wait, the latest
 // only: it speaks for those before it.
 func (s *stream) heartbeat(x *workerpb.Heartbeat) {
+	s.running.Store(int32(len(x.GetRunning())))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b := &beat{x, s.leader, s.session}

@@ -735,7 +735,7 @@ type NodeMessage struct {
 	Resync uint64 `protobuf:"varint,7,opt,name=resync,proto3" json:"resync,omitempty"`
 	// Finish what runs, then stop: the operator wants this worker gone.
 	Drain bool `protobuf:"varint,8,opt,name=drain,proto3" json:"drain,omitempty"`
-	// This node is going away: attach to another one at once.
+	// Attach to another node at once: this one is going away, or has more than its share of the workers.
 	Move          bool `protobuf:"varint,9,opt,name=move,proto3" json:"move,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -855,7 +855,10 @@ type Welcome struct {
 	// Of the Hello's fences: attempts to stop, because their leases are over.
 	Stop []uint64 `protobuf:"fixed64,11,rep,packed,name=stop,proto3" json:"stop,omitempty"`
 	// The number of the Hello that this answers. A Welcome to an earlier Hello than the worker's last means nothing.
-	Resync        uint64 `protobuf:"varint,12,opt,name=resync,proto3" json:"resync,omitempty"`
+	Resync uint64 `protobuf:"varint,12,opt,name=resync,proto3" json:"resync,omitempty"`
+	// When this stream breaks, the worker waits a random part of so many milliseconds before it attaches elsewhere: the
+	// more workers a node has, the longer, so that they do not all arrive at once where they go.
+	Scatter       uint32 `protobuf:"varint,13,opt,name=scatter,proto3" json:"scatter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -970,6 +973,13 @@ func (x *Welcome) GetStop() []uint64 {
 func (x *Welcome) GetResync() uint64 {
 	if x != nil {
 		return x.Resync
+	}
+	return 0
+}
+
+func (x *Welcome) GetScatter() uint32 {
+	if x != nil {
+		return x.Scatter
 	}
 	return 0
 }
@@ -1429,7 +1439,7 @@ const file_worker_workerpb_worker_proto_rawDesc = "" +
 	"\x04acks\x18\x06 \x03(\v2\x15.muster.worker.v1.AckR\x04acks\x12\x16\n" +
 	"\x06resync\x18\a \x01(\x04R\x06resync\x12\x14\n" +
 	"\x05drain\x18\b \x01(\bR\x05drain\x12\x12\n" +
-	"\x04move\x18\t \x01(\bR\x04move\"\x86\x04\n" +
+	"\x04move\x18\t \x01(\bR\x04move\"\xa0\x04\n" +
 	"\aWelcome\x128\n" +
 	"\x06status\x18\x01 \x01(\x0e2 .muster.worker.v1.Welcome.StatusR\x06status\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\tR\x04code\x12\x18\n" +
@@ -1444,7 +1454,8 @@ const file_worker_workerpb_worker_proto_rawDesc = "" +
 	"\x11max_unacked_bytes\x18\n" +
 	" \x01(\x04R\x0fmaxUnackedBytes\x12\x12\n" +
 	"\x04stop\x18\v \x03(\x06R\x04stop\x12\x16\n" +
-	"\x06resync\x18\f \x01(\x04R\x06resync\"]\n" +
+	"\x06resync\x18\f \x01(\x04R\x06resync\x12\x18\n" +
+	"\ascatter\x18\r \x01(\rR\ascatter\"]\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fSTATUS_ACCEPTED\x10\x01\x12\x12\n" +
