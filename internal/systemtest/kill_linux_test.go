@@ -31,7 +31,13 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == historyWriter {
 		os.Exit(writeHistory(os.Args[2:]))
 	}
-	goleak.VerifyTestMain(m)
+	if file := os.Getenv(wrongClock); file != "" {
+		os.Exit(serveWithWrongClock(file, os.Args[1:]))
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		printTable()
+		os.Exit(code)
+	}))
 }
 
 // TestKill kills the process with SIGKILL again and again while jobs tick every second and clients submit, restarts it at
