@@ -15,6 +15,11 @@
 // one until the next entry, and a snapshot is written while applies go on. Two tables hold runs, live ones and, once they
 // are terminal, history, so that the reads of the leader, births and pruning each walk one that holds nothing else.
 //
-// Reads go through State.View, a frozen view of one moment. Package cluster proposes; storage/replicated is the store
+// Besides the state, a State has what belongs to its node alone: expectations (the answers to commands that this node
+// proposed through another one, by their tags), checkpoints waiting for their digest, and which schedules changed. None of
+// it is in a snapshot or a hash.
+//
+// Reads go through State.View, a frozen view of one moment; those of the cluster's directory, asked with
+// every request, take neither lock nor view. Package cluster proposes; storage/replicated is the store
 // contract over this state.
 package fsm

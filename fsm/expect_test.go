@@ -307,11 +307,13 @@ func TestForwardable(t *testing.T) {
 }
 
 func FuzzDecodeCommands(f *testing.F) {
-	data, err := EncodeCommands(append(samples(), Tagged{tagNumbered(1), &Maintain{On: true}}))
-	if err != nil {
-		f.Fatal(err)
+	for _, c := range append(samples(), Tagged{tagNumbered(1), &Maintain{On: true}}) {
+		data, err := EncodeCommands([]Command{c})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
 	}
-	f.Add(data)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		commands, err := DecodeCommands(data)
 		if err != nil {

@@ -205,14 +205,14 @@ func TestSameLogSameState(t *testing.T) {
 		for i, l := range logs {
 			wanted := tagNumbered(byte(1 + d.n("expected", 20)))
 			e := a.Expect(wanted)
-			admins := adminsOf(a)
+			cluster, credentials := a.ClusterID(), a.Credentials()
 			answer := a.Apply(l)
 			same := b.Apply(l)
 			if diff := cmp.Diff(answerTo(rt, wanted, l, answer.([]Result)), e.Results(), sameText); diff != "" {
 				rt.Fatalf("entry %d was expected and is answered differently:\n%s", i, diff)
 			}
 			e.Cancel()
-			if admins > 0 && adminsOf(a) == 0 {
+			if a.ClusterID() == cluster && admins(credentials, a.At()) > 0 && admins(a.Credentials(), a.At()) == 0 {
 				rt.Fatalf("entry %d left no admin", i)
 			}
 			if diff := cmp.Diff(answer, same, sameText); diff != "" {
@@ -226,6 +226,7 @@ func TestSameLogSameState(t *testing.T) {
 			}
 			consistent(rt, a)
 			terminalStays(rt, a, ended)
+			prunableIsRight(rt, a, d)
 		}
 		for rest := logs; len(rest) > 0; {
 			n := min(len(rest), 1+d.n("batch", 5))
@@ -261,15 +262,40 @@ func answerTo(t failer, tag Tag, l *raft.Log, answers []Result) []Result {
 	return nil
 }
 
-// adminsOf counts admin credentials that never expire.
-func adminsOf(s *State) int {
+// admins counts the admin credentials that are good at a time.
+func admins(list []job.Credential, now job.Instant) int {
 	n := 0
-	for _, c := range s.Credentials() {
-		if c.Role == job.RoleAdmin && c.ExpiresAt == 0 {
+	for _, c := range list {
+		if c.Role == job.RoleAdmin && (c.ExpiresAt == 0 || now < c.ExpiresAt) {
 			n++
 		}
 	}
 	return n
+}
+
+// prunableIsRight prunes a copy where nothing is said to be prunable, and finds it as it was.
+func prunableIsRight(t failer, s *State, d *drawn) {
+	before := d.time()
+	if d.n("prunes", 4) > 0 || s.View().Prunable(before) {
+		return
+	}
+	copied := &State{tables: s.frozenTables()}
+	copied.ended.Store(s.ended.Load())
+	g := copied.tables.g
+	entry := &Entry{At: g.At, Commands: []Command{&Prune{Epoch: max(g.Epoch, g.StoreEpoch), Before: before, Limit: 1000}}}
+	if r := copied.apply(g.Index, entry); r[0].Err != nil || r[0].Value != 0 {
+		t.Fatalf("nothing is prunable, and pruning answers %+v", r[0])
+	}
+	if copied.tables.g.PruneAfter != g.PruneAfter || copied.tables.g.KeyBytes != g.KeyBytes || copied.tables.g.HistoryBytes != g.HistoryBytes {
+		t.Fatalf("nothing is prunable, and pruning changed %+v to %+v", g, copied.tables.g)
+	}
+}
+
+// frozenTables copies the tables, so that they can be written to apart.
+func (s *State) frozenTables() *tables {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tables.frozen()
 }
 
 // sameText compares errors by their text.

@@ -151,6 +151,36 @@ func (t *tx) expireKeys(now job.Instant, limit int) {
 	}
 }
 
+// Prunable tells, cheaply, whether a Prune with this Before could change anything, so that an idle cluster need not write
+// an entry to learn that nothing is old. It is true where only a longer look could tell.
+func (v *View) Prunable(before job.Instant) bool {
+	if v.g.HistoryBytes > v.g.Limits.filled().MaxHistoryBytes || !v.g.PruneAfter.IsZero() {
+		return true
+	}
+	for k := range v.aged.ascend(job.TickKey{ScheduledAt: -1 << 63}) {
+		if k.ScheduledAt < before {
+			return true
+		}
+		break
+	}
+	for a := range v.keyAges.ascend(keyAge{at: -1 << 63}) {
+		if a.at.Add(KeyLife) <= v.g.At { // on an idle cluster that time stands still, and nothing needs the room
+			return true
+		}
+		break
+	}
+	looks := 1000
+	for r := range v.history.rows.all() {
+		if looks--; job.At(r.ID.Time()) >= before {
+			break // born after it, so ended after it
+		}
+		if looks == 0 || r.FinishedAt < before {
+			return true
+		}
+	}
+	return false
+}
+
 // take collects the first of a walk, so that what was walked can be changed.
 func take[T any](walk iter.Seq[T], limit int) []T {
 	var list []T
