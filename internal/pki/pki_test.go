@@ -497,3 +497,36 @@ func modes(t *testing.T, dir string) {
 		t.Error(err)
 	}
 }
+
+// identify does not lean on what verified the chain: not every caller's pool is ours.
+func TestIdentify(t *testing.T) {
+	t.Parallel()
+	c, other := newTown(t), newTown(t)
+	key, _ := newKey()
+	forged, err := issue(&x509.Certificate{URIs: []*url.URL{identityURI(c.made.ClusterID, RoleNode, "n1")}}, key.Public(), other.home.root, nil, time.Now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, root := c.n1.current().tls.Leaf, c.home.root.certificate
+	worker := c.worker(t, "w1").good(time.Now()).Leaf
+	for _, x := range []struct {
+		about string
+		chain []*x509.Certificate
+		after time.Duration
+		role  Role
+	}{
+		{"a node", []*x509.Certificate{leaf, root}, 0, RoleNode},
+		{"a worker", []*x509.Certificate{worker, c.home.workers.certificate, root}, 0, RoleWorker},
+		{"nothing", nil, 0, ""},
+		{"no root", []*x509.Certificate{leaf}, 0, ""},
+		{"another root", []*x509.Certificate{forged, other.home.root.certificate}, 0, ""},
+		{"a worker without what is between", []*x509.Certificate{worker, root}, 0, ""},
+		{"the workers' authority trusted by itself", []*x509.Certificate{worker, c.home.workers.certificate}, 0, ""},
+		{"a node a year later", []*x509.Certificate{leaf, root}, nodeLife, ""},
+		{"a node at the end of the root", []*x509.Certificate{leaf, root}, caLife, ""},
+	} {
+		if who, ok := identify(x.chain, root, c.made.ClusterID, time.Now().Add(x.after)); ok != (x.role != "") || who.Role != x.role {
+			t.Errorf("%s: %+v %v", x.about, who, ok)
+		}
+	}
+}
