@@ -23,15 +23,22 @@ type Config struct {
 	Logger *slog.Logger
 	// Registerer takes the metrics; nil means none.
 	Registerer prometheus.Registerer
-	// Now is the clock whose time entries carry. Default time.Now.
+	// Now is the clock whose time entries carry. Default that of Clock, or else time.Now.
 	Now func() time.Time
+	// Clock is this node's idea of the cluster's time, which the node corrects by comparing clocks with the others. nil
+	// means one that nobody reads.
+	Clock *Clock
 
-	// RaftAddress is the host:port on which other nodes reach this one's Raft. "" means alone: a single voter without
-	// a port, which elects itself at once.
+	// Port is how other nodes reach this one, for Raft and for everything else. The caller opens it, serves it and closes
+	// it after the node. Without it, and without what replaces it below, the node is alone: a single voter that elects
+	// itself at once.
+	Port *Port
+	// RaftAddress is the host:port on which other nodes reach this one's Raft and nothing else, over plain TCP. What
+	// other nodes would be asked is then refused: proposals are not forwarded, clocks not compared.
 	RaftAddress string
 	// AdvertiseAddress is what others are told instead of RaftAddress, if it is not the same.
 	AdvertiseAddress string
-	// StreamLayer carries Raft's connections instead of plain TCP on RaftAddress; this is where mutual TLS comes in.
+	// StreamLayer carries Raft's connections instead of plain TCP on RaftAddress.
 	StreamLayer raft.StreamLayer
 	// Transport replaces all of that, in tests.
 	Transport raft.Transport
@@ -51,8 +58,9 @@ type Config struct {
 
 	// HeartbeatTimeout is how long a follower waits for its leader before it stands for election, up to twice as long;
 	// ElectionTimeout how long an election may take, not less than the former; LeaderLease how long a leader that reaches
-	// no majority stays one, not more than the former. Defaults 1 s, 1 s and 500 ms; alone 100 ms each, because there is
-	// nobody to wait for.
+	// no majority stays one, not more than the former. Defaults 500 ms, 500 ms and 400 ms; alone 100 ms each, because there is
+	// nobody to wait for. Half a second is a compromise: a killed leader is replaced in about a second, and heartbeats still
+	// come in time on a machine whose every core is busy.
 	HeartbeatTimeout, ElectionTimeout, LeaderLease time.Duration
 
 	// MaxEntryBytes ends the filling of one log entry. Default 512 KiB, at most 1 MiB. A single call of Propose may be
@@ -90,11 +98,11 @@ const MaxProposalBytes = 1 << 20
 
 // alone tells whether no other node can ever reach this one.
 func (c *Config) alone() bool {
-	return c.RaftAddress == "" && c.StreamLayer == nil && c.Transport == nil
+	return c.Port == nil && c.RaftAddress == "" && c.StreamLayer == nil && c.Transport == nil
 }
 
 func (c *Config) setDefaults() {
-	heartbeat, lease, inFlight := time.Second, 500*time.Millisecond, 2
+	heartbeat, lease, inFlight := 500*time.Millisecond, 400*time.Millisecond, 2
 	if c.alone() {
 		heartbeat, lease, inFlight = 100*time.Millisecond, 100*time.Millisecond, 1
 	}
@@ -110,12 +118,15 @@ func (c *Config) setDefaults() {
 	or(&c.SnapshotBytes, 64<<20)
 	or(&c.TrailingBytes, 32<<20)
 	or(&c.SnapshotsKept, 2)
+	or(&c.PromoteAfter, 3*time.Second)
 	or(&c.BarrierTimeout, time.Minute)
 	or(&c.TransferTimeout, 10*time.Second)
 	or(&c.CloseTimeout, 10*time.Second)
-	or(&c.PromoteAfter, 3*time.Second)
+	if c.Clock == nil {
+		c.Clock = NewClock(c.Now)
+	}
 	if c.Now == nil {
-		c.Now = time.Now
+		c.Now = c.Clock.Now
 	}
 }
 
@@ -140,7 +151,9 @@ func (c *Config) Validate() error {
 	case d.Logger == nil:
 		return job.InvalidField("Logger", "a logger is needed")
 	case d.Join && d.alone():
-		return job.InvalidField("Join", "a node without RaftAddress cannot join others")
+		return job.InvalidField("Join", "a node without a Port cannot join others")
+	case d.Port != nil && (d.RaftAddress != "" || d.StreamLayer != nil || d.Transport != nil):
+		return job.InvalidField("Port", "Raft goes over one way only")
 	}
 	for _, a := range []struct{ field, value string }{{"RaftAddress", d.RaftAddress}, {"AdvertiseAddress", d.AdvertiseAddress}} {
 		if a.value != "" {
@@ -163,10 +176,10 @@ func (c *Config) Validate() error {
 		{"ElectionTimeout", d.ElectionTimeout, d.HeartbeatTimeout},
 		{"LeaderLease", d.LeaderLease, 5 * time.Millisecond},
 		{"WriteTimeout", d.WriteTimeout, time.Millisecond},
+		{"PromoteAfter", d.PromoteAfter, time.Millisecond},
 		{"BarrierTimeout", d.BarrierTimeout, time.Millisecond},
 		{"TransferTimeout", d.TransferTimeout, time.Millisecond},
 		{"CloseTimeout", d.CloseTimeout, time.Millisecond},
-		{"PromoteAfter", d.PromoteAfter, time.Millisecond},
 	} {
 		if a.value < a.least {
 			return job.InvalidField(a.field, "%s is too short; the least is %s", a.value, a.least)

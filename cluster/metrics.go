@@ -18,6 +18,9 @@ type metrics struct {
 	writeErrors   *prometheus.CounterVec // by reason: deadline, other
 	snapshots     prometheus.Histogram
 	snapshotBytes prometheus.Gauge
+	forwards      *prometheus.CounterVec // by outcome: ok, again, not_leader, or a code of job
+	notices       *prometheus.CounterVec // by outcome: ok, missed
+	hintsLost     prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -41,6 +44,12 @@ func newMetrics() *metrics {
 			Name: "muster_raft_snapshot_seconds", Help: "Time to take a snapshot.", Buckets: []float64{.01, .05, .1, .5, 1, 5, 10, 30, 60, 300}}),
 		snapshotBytes: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "muster_raft_snapshot_bytes", Help: "Size of the last snapshot."}),
+		forwards: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "muster_raft_forwards_total", Help: "Batches of proposals that were taken to the leader, by outcome."}, []string{"outcome"}),
+		notices: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "muster_raft_commit_notices_total", Help: "Commits that a follower was told of at once, by outcome."}, []string{"outcome"}),
+		hintsLost: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "muster_hints_lost_total", Help: "Births and cancels of which the leader was not told; it finds them by itself."}),
 	}
 }
 
@@ -65,6 +74,10 @@ func (n *Node) register(r prometheus.Registerer) (unregister func(), err error) 
 	m := n.metrics
 	all := []prometheus.Collector{
 		m.terms, m.proposals, m.commit, m.entryBytes, m.entryCommands, m.writes, m.writeErrors, m.snapshots, m.snapshotBytes,
+		m.forwards, m.notices, m.hintsLost,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "muster_clock_offset_seconds", Help: "How far this machine's clock is ahead of the cluster's time."},
+			func() float64 { return n.cfg.Clock.Offset().Seconds() }),
 		gauge("state", "0 follower, 1 candidate, 2 leader, 3 stopped.", func() float64 { return float64(n.raft.State()) }),
 		gauge("term", "Current term.", func() float64 { return float64(n.raft.CurrentTerm()) }),
 		gauge("last_index", "Index of the last entry in the log.", func() float64 { return float64(n.raft.LastIndex()) }),

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,15 +18,20 @@ import (
 // call share an entry with each other, and with those of other calls that wait at the same time; one that the state
 // machine refuses (Result.Err) leaves the others alone.
 //
+// On a node that does not lead, commands that may come from any node (fsm.Forwardable) go to the leader over Config.Port,
+// after waiting for one if need be, and their results are delivered by this node's own state: whoever has the answer can
+// read here what it changed.
+//
 // The error says what a caller may rely on:
 //
-//   - Unavailable: nothing happened. This node does not lead (reason not_leader), is handing over, or is closing; or ctx
-//     ended before the commands were in an entry.
+//   - Unavailable: nothing happened. Nobody leads that this node can reach, or the commands are the leader's own (reason
+//     not_leader); leadership is being handed over; this node is closing; some node of the cluster is too old to read the
+//     commands (upgrade_pending); or ctx ended before the commands were in an entry.
 //   - Exhausted: nothing happened; too many commands wait already.
 //   - Invalid: nothing happened; the commands are too large for one entry.
-//   - Unknown: the commands are or were in the log of this node, and may be applied, now or later, or never: leadership
-//     was lost, the disk hangs, or ctx ended meanwhile. Repeat the request with the same ids; every command is safe to
-//     repeat.
+//   - Unknown: the commands are or were in the log of this node or of the leader, or on their way there, and may be
+//     applied, now or later, or never: leadership was lost, a disk hangs, a connection broke, or ctx ended meanwhile.
+//     Repeat the request with the same ids; every command is safe to repeat.
 func (n *Node) Propose(ctx context.Context, commands ...fsm.Command) ([]fsm.Result, error) {
 	if len(commands) == 0 {
 		return nil, nil
@@ -33,25 +39,77 @@ func (n *Node) Propose(ctx context.Context, commands ...fsm.Command) ([]fsm.Resu
 	if err := ctx.Err(); err != nil {
 		return nil, notProposed(err)
 	}
-	if n.raft.State() != raft.Leader {
-		n.metrics.proposals.WithLabelValues("not_leader").Inc()
-		return nil, notLeader(nil)
-	}
-	results, err := n.proposer.propose(ctx, commands)
+	results, err := n.proposeAnywhere(ctx, commands)
 	n.metrics.proposals.WithLabelValues(outcome(err)).Inc()
 	return results, err
 }
 
+func (n *Node) proposeAnywhere(ctx context.Context, commands []fsm.Command) ([]fsm.Result, error) {
+	if err := n.readable(commands); err != nil {
+		return nil, err
+	}
+	lost := notLeader(nil)
+	if n.Leading() {
+		results, err := n.proposer.propose(ctx, commands)
+		if !passedOver(err) {
+			return results, err
+		}
+		lost = job.AsError(err)
+	}
+	for _, c := range commands {
+		if n.cfg.Port == nil || !fsm.Forwardable(c.Kind()) {
+			return nil, lost
+		}
+	}
+	return n.peers.forward.propose(ctx, commands)
+}
+
+// passedOver tells whether nothing happened because this node does not lead any more, while another may.
+func passedOver(err error) bool {
+	if job.CodeOf(err) != job.Unavailable {
+		return false
+	}
+	reason := job.AsError(err).Reason
+	return reason == reasonNotLeader || reason == reasonTransferring
+}
+
+// written is the version in which each kind of command is written.
+var written = fsm.Supported()
+
+// readable refuses what would stop a node that runs an older version.
+func (n *Node) readable(commands []fsm.Command) error {
+	last := fsm.Kind(0)
+	for _, c := range commands {
+		k := c.Kind()
+		if k == last {
+			continue
+		}
+		last = k
+		if node, yes := n.state.Unreadable(k, written[k]); yes {
+			return job.Errorf(job.Unavailable, "upgrade_pending", "node %s runs a version of muster that does not know this; upgrade it first", node)
+		}
+	}
+	return nil
+}
+
 // outcome is the label of an error in the metrics.
 func outcome(err error) string {
-	if err == nil {
+	switch {
+	case err == nil:
 		return "ok"
+	case passedOver(err):
+		return "not_leader"
 	}
 	return string(job.CodeOf(err))
 }
 
+const (
+	reasonNotLeader    = "not_leader"
+	reasonTransferring = "transferring"
+)
+
 func notLeader(cause error) *job.Error {
-	return &job.Error{Code: job.Unavailable, Reason: "not_leader", Message: "this node does not lead the cluster; try again or ask another node", Cause: cause}
+	return &job.Error{Code: job.Unavailable, Reason: reasonNotLeader, Message: "this node does not lead the cluster; try again or ask another node", Cause: cause}
 }
 
 func notProposed(cause error) *job.Error {
@@ -69,7 +127,7 @@ func classify(err error) *job.Error {
 	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrEnqueueTimeout):
 		return notLeader(err)
 	case errors.Is(err, raft.ErrLeadershipTransferInProgress):
-		return &job.Error{Code: job.Unavailable, Reason: "transferring", Message: "leadership is being handed over; try again", Cause: err}
+		return &job.Error{Code: job.Unavailable, Reason: reasonTransferring, Message: "leadership is being handed over; try again", Cause: err}
 	default:
 		return mayHappen(err)
 	}
@@ -83,35 +141,31 @@ type applier interface {
 // proposer gathers the commands of many callers into few entries. While entries are being committed, what arrives waits
 // and goes together into the next one: no timer delays a lone caller, and a crowd shares its syncs.
 type proposer struct {
-	cfg    *Config
+	batcher
 	raft   applier
 	node   string
 	boot   string
 	log    *slog.Logger
 	metric *metrics
+	// term is Raft's, and committed is called with each entry that other nodes wait for; nil when there are none.
+	term      func() uint64
+	committed func(index, term uint64, nodes []string)
 
-	mu       sync.Mutex
-	queue    []*proposal
-	commands int // queued
-	bytes    int // queued
-	closed   bool
-
-	wake      chan struct{}
-	inFlight  chan *entry   // handed to Raft, in order
-	slots     chan struct{} // one is taken for each entry in flight
-	done      chan struct{} // closed when both goroutines have ended
-	abandoned chan struct{} // closed when nobody waits for entries any longer
-	abandon   sync.Once
-	seq       uint64 // of the last entry; fill only
+	inFlight chan *entry   // handed to Raft, in order
+	done     chan struct{} // closed when both goroutines have ended
+	seq      uint64        // of the last entry; fill only
 }
 
 // proposal is one call of Propose.
 type proposal struct {
 	commands []fsm.Command
 	size     int
-	state    proposalState // under proposer.mu
-	done     chan struct{} // closed after results and err are set
+	from     string        // the node that forwarded it; "" is this one
+	since    time.Time     // when it was queued first
+	state    proposalState // under batcher.mu
+	done     chan struct{} // closed after results, index and err are set
 	results  []fsm.Result
+	index    uint64 // of the entry
 	err      error
 }
 
@@ -129,16 +183,15 @@ type entry struct {
 	commands  int
 	future    raft.ApplyFuture
 	start     time.Time
+	term      uint64 // not later than that of the entry
 }
 
 func newProposer(cfg *Config, r applier, node, boot string, m *metrics) *proposer {
 	return &proposer{
-		cfg: cfg, raft: r, node: node, boot: boot, log: cfg.Logger, metric: m,
-		wake:      make(chan struct{}, 1),
-		inFlight:  make(chan *entry, cfg.MaxInFlight),
-		slots:     make(chan struct{}, cfg.MaxInFlight),
-		done:      make(chan struct{}),
-		abandoned: make(chan struct{}),
+		batcher: newBatcher(cfg, cfg.MaxInFlight),
+		raft:    r, node: node, boot: boot, log: cfg.Logger, metric: m,
+		inFlight: make(chan *entry, cfg.MaxInFlight),
+		done:     make(chan struct{}),
 	}
 }
 
@@ -147,69 +200,6 @@ func (p *proposer) start() {
 	both.Go(p.fill)
 	both.Go(p.settle)
 	go func() { both.Wait(); close(p.done) }()
-}
-
-func (p *proposer) propose(ctx context.Context, commands []fsm.Command) ([]fsm.Result, error) {
-	size := fsm.Size(commands...)
-	if size > MaxProposalBytes {
-		return nil, job.Errorf(job.Invalid, "too_large", "the request needs a log entry of %d bytes; at most %d fit", size, MaxProposalBytes)
-	}
-	c := &proposal{commands: commands, size: size, done: make(chan struct{})}
-	if err := p.enqueue(c); err != nil {
-		return nil, err
-	}
-	select {
-	case <-c.done:
-		return c.results, c.err
-	case <-ctx.Done():
-		if p.withdraw(c) {
-			return nil, notProposed(context.Cause(ctx))
-		}
-		select {
-		case <-c.done: // both were ready
-			return c.results, c.err
-		default:
-			return nil, mayHappen(context.Cause(ctx))
-		}
-	case <-p.abandoned:
-		if p.withdraw(c) {
-			return nil, notLeader(errClosed)
-		}
-		return nil, mayHappen(errClosed)
-	}
-}
-
-func (p *proposer) enqueue(c *proposal) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	switch {
-	case p.closed:
-		return notLeader(errClosed)
-	case p.commands > 0 && p.commands+len(c.commands) > p.cfg.MaxQueuedCommands, p.bytes+c.size > p.cfg.MaxQueuedBytes && p.commands > 0:
-		return job.Errorf(job.Exhausted, "proposals_full", "%d changes wait to be recorded already; try again later", p.commands)
-	}
-	p.queue = append(p.queue, c)
-	p.commands += len(c.commands)
-	p.bytes += c.size
-	select {
-	case p.wake <- struct{}{}:
-	default:
-	}
-	return nil
-}
-
-// withdraw takes a proposal back, unless it is in an entry already. Its place in the queue is skipped later.
-func (p *proposer) withdraw(c *proposal) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if c.state != queued {
-		return c.state == withdrawn
-	}
-	c.state = withdrawn
-	p.commands -= len(c.commands)
-	p.bytes -= c.size
-	c.commands = nil // its place may wait for long
-	return true
 }
 
 // fill is the goroutine that makes entries.
@@ -229,35 +219,6 @@ func (p *proposer) fill() {
 			p.send(batch)
 		}
 	}
-}
-
-// take answers the proposals of the next entry: at least one if any waits. last means that no more will come.
-func (p *proposer) take() (batch []*proposal, last bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	n, commands, bytes := 0, 0, 0
-	for _, c := range p.queue {
-		if c.state == withdrawn {
-			n++
-			continue
-		}
-		if len(batch) > 0 && (commands+len(c.commands) > p.cfg.MaxEntryCommands || bytes+c.size > p.cfg.MaxEntryBytes) {
-			break
-		}
-		n++
-		c.state = proposed
-		batch = append(batch, c)
-		commands += len(c.commands)
-		bytes += c.size
-	}
-	clear(p.queue[:n])
-	p.queue = p.queue[n:]
-	if len(p.queue) == 0 {
-		p.queue = nil // or the array would only grow
-	}
-	p.commands -= commands
-	p.bytes -= bytes
-	return batch, p.closed
 }
 
 // send hands one entry to Raft. The caller holds a slot for it.
@@ -289,6 +250,9 @@ func (p *proposer) send(batch []*proposal) {
 	}
 	p.metric.entryBytes.Observe(float64(len(data)))
 	p.metric.entryCommands.Observe(float64(e.commands))
+	if p.term != nil {
+		e.term = p.term()
+	}
 	e.future = p.raft.ApplyLog(raft.Log{Data: data, Extensions: checksum(data)}, p.cfg.WriteTimeout)
 	p.inFlight <- e
 }
@@ -316,11 +280,30 @@ func (p *proposer) settle() {
 			}
 			continue
 		}
+		p.tellOthers(e)
 		for _, c := range e.proposals {
 			n := len(c.commands)
+			c.index = e.future.Index()
 			c.finish(results[:n:n], nil)
 			results = results[n:]
 		}
+	}
+}
+
+// tellOthers says who waits for an entry that is committed. The entry's term is known when Raft's was the same before and
+// after: only while this node leads does it take entries, and terms only grow.
+func (p *proposer) tellOthers(e *entry) {
+	if p.committed == nil {
+		return
+	}
+	var nodes []string
+	for _, c := range e.proposals {
+		if c.from != "" && !slices.Contains(nodes, c.from) {
+			nodes = append(nodes, c.from)
+		}
+	}
+	if len(nodes) > 0 && p.term() == e.term {
+		p.committed(e.future.Index(), e.term, nodes)
 	}
 }
 
@@ -332,14 +315,8 @@ func (c *proposal) finish(results []fsm.Result, err error) {
 // close refuses new proposals, and waits until ctx ends for the entries that are on their way. Raft must run meanwhile:
 // when it is shut down it forgets to answer some of them.
 func (p *proposer) close(ctx context.Context) error {
-	p.mu.Lock()
-	p.closed = true
-	select {
-	case p.wake <- struct{}{}:
-	default:
-	}
-	p.mu.Unlock()
-	defer p.abandon.Do(func() { close(p.abandoned) })
+	p.shut()
+	defer p.giveUp()
 	select {
 	case <-p.done:
 		return nil

@@ -151,6 +151,7 @@ func (x *ProposeRequest) GetCommands() []byte {
 
 type ProposeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"` // of the log entry that has them all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -183,6 +184,13 @@ func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ProposeResponse.ProtoReflect.Descriptor instead.
 func (*ProposeResponse) Descriptor() ([]byte, []int) {
 	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ProposeResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
 }
 
 type FreshnessRequest struct {
@@ -1153,8 +1161,9 @@ const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\amessage\x18\x04 \x01(\tR\amessage\"@\n" +
 	"\x0eProposeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
-	"\bcommands\x18\x02 \x01(\fR\bcommands\"\x11\n" +
-	"\x0fProposeResponse\"&\n" +
+	"\bcommands\x18\x02 \x01(\fR\bcommands\"'\n" +
+	"\x0fProposeResponse\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"&\n" +
 	"\x10FreshnessRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\")\n" +
 	"\x11FreshnessResponse\x12\x14\n" +
