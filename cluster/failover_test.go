@@ -240,14 +240,14 @@ func TestTransfer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTrio(t)
 		old := c.leader(-1)
-		if err := c.nodes[old].Transfer(t.Context()); err != nil {
+		if err := c.nodes[old].Transfer(t.Context(), ""); err != nil {
 			t.Fatal(err)
 		}
 		if now := c.leader(-1); now == old {
 			t.Error("the leader is the same")
 		}
 		follower := (c.leader(-1) + 1) % 3
-		if err := c.nodes[follower].Transfer(t.Context()); err == nil {
+		if err := c.nodes[follower].Transfer(t.Context(), ""); err == nil {
 			t.Error("a follower transferred leadership")
 		}
 	})

@@ -31,6 +31,15 @@ func (l *leadership) set(leading bool) {
 	l.changed = make(chan struct{})
 }
 
+// renew begins another generation of the same level: the work of this one ends, and begins anew.
+func (l *leadership) renew() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.generation++
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
 func (l *leadership) get() (leading bool, generation uint64, changed <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -66,8 +75,9 @@ var (
 // If lead returns while this node still leads, leadership goes to another node; with no other one, or if none takes it,
 // lead is called again after a pause, in the same term.
 //
-// Run returns nil when ctx ends or the node is closed, and an error only if this process cannot go on as a node: Raft has
-// stopped, or a transfer hangs (hashicorp/raft issue 696: every later proposal would be refused). Restart it then.
+// Run returns nil when ctx ends or the node is closed, and an error only if this process cannot go on as a node: it was
+// removed from the cluster, it belongs to another one, or a transfer hangs (hashicorp/raft issue 696: every later
+// proposal would be refused), and then a restart helps.
 func (n *Node) Run(ctx context.Context, lead func(context.Context) error) error {
 	if !n.enterRun() {
 		return job.Errorf(job.Conflict, "", "the node is closed, or Run is running already")
@@ -76,14 +86,30 @@ func (n *Node) Run(ctx context.Context, lead func(context.Context) error) error 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(n.closing, func() { cancel(errClosed) })()
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	defer cancel(nil)
+	watch.Go(func() {
+		select {
+		case <-n.failed:
+			cancel(n.failure)
+		case <-ctx.Done():
+		}
+	})
 	pause := minRetry
 	for {
 		generation, ok, err := n.awaitLeadership(ctx)
+		if n.broken() {
+			return n.failure
+		}
 		if !ok {
 			return err
 		}
 		start := time.Now()
 		err = n.leadOnce(ctx, generation, lead)
+		if n.broken() {
+			return n.failure
+		}
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -96,12 +122,12 @@ func (n *Node) Run(ctx context.Context, lead func(context.Context) error) error 
 			pause = minRetry
 		}
 		if n.otherVoters() > 0 {
-			switch err := n.Transfer(ctx); {
+			switch err := n.Transfer(ctx, ""); {
 			case err == nil:
 				pause = minRetry
 				continue
-			case errors.Is(err, raft.ErrLeadershipTransferInProgress) && n.transferHangs():
-				return fmt.Errorf("a leadership transfer has been hanging for more than %s, restart this node: %w", 2*n.cfg.TransferTimeout, err)
+			case n.transferHangs():
+				return n.errTransferHangs(err)
 			default:
 				n.log.Warn("leadership cannot be handed over", "err", err)
 			}
@@ -131,7 +157,8 @@ func (n *Node) awaitLeadership(ctx context.Context) (generation uint64, ok bool,
 			return generation, true, nil
 		}
 		if n.raft.State() == raft.Shutdown && n.closing.Err() == nil {
-			return 0, false, errors.New("raft has stopped: this node was removed from the cluster")
+			n.fail(errRemoved) // Raft ends by itself only in a leader that has removed itself
+			return 0, false, errRemoved
 		}
 		select {
 		case <-changed:
@@ -161,14 +188,46 @@ func (n *Node) leadOnce(ctx context.Context, generation uint64, lead func(contex
 			}
 		}
 	})
+	select {
+	case n.term <- struct{}{}:
+		defer func() { <-n.term }()
+	case <-term.Done():
+		return context.Cause(term)
+	}
 	if err := n.Barrier(term); err != nil {
 		return fmt.Errorf("apply what was logged before: %w", err)
 	}
 	if err := n.announceAddress(term); err != nil {
 		return fmt.Errorf("announce the address of this node: %w", err)
 	}
+	if err := n.initCluster(term); err != nil {
+		return fmt.Errorf("give the cluster an identity: %w", err)
+	}
+	if err := n.checkCluster(); err != nil {
+		n.fail(err)
+		return err
+	}
 	n.metrics.terms.Inc()
+	watch.Go(func() { n.govern(term) })
 	return lead(term)
+}
+
+// fail ends Run with an error: this process cannot go on as a node.
+func (n *Node) fail(err error) {
+	n.failing.Do(func() {
+		n.log.Error("this node cannot go on", "err", err)
+		n.failure = err
+		close(n.failed)
+	})
+}
+
+func (n *Node) broken() bool {
+	select {
+	case <-n.failed:
+		return true
+	default:
+		return false
+	}
 }
 
 // announceAddress puts this node's address into the configuration if it has changed, as when a node that was alone is
@@ -190,21 +249,51 @@ func (n *Node) Barrier(ctx context.Context) error {
 	return n.await(ctx, func() error { return n.raft.Barrier(n.cfg.BarrierTimeout).Error() })
 }
 
-// Transfer hands leadership to the other voter that is furthest. It fails when there is none.
-func (n *Node) Transfer(ctx context.Context) error {
+// Transfer hands leadership to another voter, by name or id; "" is the one that is furthest. Only the leader can.
+func (n *Node) Transfer(ctx context.Context, to string) error {
+	if !n.Leading() {
+		return notLeader(nil)
+	}
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.TransferTimeout)
 	defer cancel()
-	err := n.await(ctx, func() error { return n.raft.LeadershipTransfer().Error() })
-	if err == nil {
+	transfer := n.raft.LeadershipTransfer
+	if to == "" && n.otherVoters() == 0 {
+		return job.Errorf(job.Conflict, "no_other_voter", "there is no other node that could lead")
+	}
+	if to != "" {
+		servers := n.servers()
+		at := n.findNode(servers, to)
+		switch {
+		case at < 0:
+			return job.Errorf(job.NotFound, "", "the cluster has no node %q", to)
+		case string(servers[at].ID) == n.id:
+			return nil
+		case servers[at].Suffrage != raft.Voter:
+			return job.Errorf(job.Conflict, "no_voter", "%s does not vote yet: it still catches up", to)
+		}
+		transfer = func() raft.Future { return n.raft.LeadershipTransferToServer(servers[at].ID, servers[at].Address) }
+	}
+	err := n.await(ctx, func() error { return transfer().Error() })
+	switch {
+	case err == nil:
 		n.transferStuck.Store(0)
 		return nil
-	}
-	if errors.Is(err, raft.ErrLeadershipTransferInProgress) || errors.Is(err, context.DeadlineExceeded) {
+	case errors.Is(err, raft.ErrLeadershipTransferInProgress), errors.Is(err, context.DeadlineExceeded):
 		n.transferStuck.CompareAndSwap(0, time.Now().UnixNano())
-	} else {
+		if n.transferHangs() {
+			n.fail(n.errTransferHangs(err))
+		}
+	default:
 		n.transferStuck.Store(0)
 	}
-	return err
+	if errors.Is(err, raft.ErrNotLeader) {
+		return notLeader(err)
+	}
+	return &job.Error{Code: job.Unavailable, Reason: "no_transfer", Message: "leadership could not be handed over; try again", Cause: err}
+}
+
+func (n *Node) errTransferHangs(err error) error {
+	return fmt.Errorf("a leadership transfer has been hanging for more than %s, restart this node: %w", 2*n.cfg.TransferTimeout, err)
 }
 
 // transferHangs tells whether transfers have failed for so long because an earlier one never ended.

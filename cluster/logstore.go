@@ -239,8 +239,29 @@ func (g *logGuard) snapshotted(bytes, entries int64) {
 // stands, and the others go on without it.
 type stableGuard struct {
 	raft.StableStore
-	mark *markFile // nil in memory
-	log  *slog.Logger
+	mark   *markFile // nil in memory
+	log    *slog.Logger
+	hidden atomic.Bool // the term is told as 0 until one is saved, see forgetBootstrap
+}
+
+// forgetBootstrap lets a node without a log bootstrap although it has a term, if that is 1. Bootstrapping writes the term
+// 1 and then the first entry; a process killed in between has state, to Raft, and would wait for a leader for ever. Nobody
+// stands or votes in term 1, so it can be forgotten. A node with a higher term and no log has voted: it stays as it is,
+// and gets the log from whom it voted for, or from who follows that one.
+func (g *stableGuard) forgetBootstrap() error {
+	term, err := g.StableStore.GetUint64([]byte(keyTerm))
+	if err != nil && err.Error() != "not found" { // as Raft asks
+		return err
+	}
+	g.hidden.Store(term == 1)
+	return nil
+}
+
+func (g *stableGuard) GetUint64(key []byte) (uint64, error) {
+	if string(key) == keyTerm && g.hidden.Load() {
+		return 0, nil
+	}
+	return g.StableStore.GetUint64(key)
 }
 
 // The names under which Raft keeps its term and votes.
@@ -256,6 +277,9 @@ func (g *stableGuard) Set(key, value []byte) error {
 
 func (g *stableGuard) SetUint64(key []byte, value uint64) error {
 	g.insist(func() error { return g.StableStore.SetUint64(key, value) })
+	if string(key) == keyTerm {
+		g.hidden.Store(false)
+	}
 	if g.mark == nil {
 		return nil
 	}

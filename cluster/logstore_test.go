@@ -17,6 +17,7 @@ type sickDisk struct {
 	mu    sync.Mutex
 	gate  chan struct{} // writes wait until it is closed
 	fails atomic.Bool
+	full  atomic.Bool // entries of the log fail, and nothing else
 }
 
 func newSickDisk() *sickDisk { return &sickDisk{InmemStore: raft.NewInmemStore()} }
@@ -40,6 +41,9 @@ func (d *sickDisk) write() error {
 }
 
 func (d *sickDisk) StoreLogs(l []*raft.Log) error {
+	if d.full.Load() {
+		return errors.New("no space left on device")
+	}
 	if err := d.write(); err != nil {
 		return err
 	}

@@ -29,7 +29,9 @@ type Node struct {
 	stores     *stores
 	guard      *logGuard
 	raft       *raft.Raft
+	transport  raft.Transport
 	proposer   *proposer
+	peers      *Peers
 	leadership *leadership
 	unregister func()
 
@@ -39,11 +41,21 @@ type Node struct {
 	goroutines    sync.WaitGroup
 	futures       sync.WaitGroup // of Raft's, see await; Add under mu while not closed
 	snapshotting  sync.Mutex
-	transferStuck atomic.Int64 // since when, in Unix nanoseconds; 0: it does not
+	gate          *gate
+	stable        *stableGuard
+	membership    sync.Mutex    // held while the leader changes the configuration and the directory
+	term          chan struct{} // holds one while a term's work is going on, or none may begin, see holdTerm
+	failed        chan struct{} // closed when this process cannot go on as a node
+	failure       error         // why; set before failed is closed
+	failing       sync.Once
+	probed        func(id string) (applied uint64, seen time.Time, ok bool) // tests only, see progressOf
+	transferStuck atomic.Int64                                              // since when, in Unix nanoseconds; 0: it does not
 
 	mu       sync.Mutex
 	closed   bool
 	running  chan struct{} // closed when Run returns; nil if it does not run
+	knows    []string      // see Greeting
+	told     job.Node      // what this node tells of itself, see Announce
 	closeErr error
 	closeEnd chan struct{}
 }
@@ -62,7 +74,8 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	cfg.setDefaults()
 	n := &Node{
 		cfg: cfg, state: cfg.State, metrics: newMetrics(), leadership: newLeadership(),
-		raftStopped: make(chan struct{}), closeEnd: make(chan struct{}),
+		raftStopped: make(chan struct{}), closeEnd: make(chan struct{}), failed: make(chan struct{}), told: cfg.Self,
+		term: make(chan struct{}, 1),
 	}
 	n.closing, n.beginClosing = context.WithCancel(context.Background())
 	var undo []func()
@@ -100,18 +113,23 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 			_ = c.Close()
 		}
 	})
-	n.address = transport.LocalAddr()
+	n.transport, n.address = transport, transport.LocalAddr()
 	if err := n.startRaft(transport); err != nil {
 		return nil, err
 	}
 	undo = append(undo, func() { _ = n.raft.Shutdown().Error(); close(n.raftStopped); n.goroutines.Wait() })
 	n.proposer = newProposer(&n.cfg, n.raft, n.id, uuid.NewString(), n.metrics)
+	n.peers = newPeers(n)
 	if n.unregister, err = n.register(cfg.Registerer); err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
 	n.planSnapshot()
 	n.proposer.start()
+	n.peers.start()
 	n.goroutines.Go(func() { n.snapshotter(n.closing) })
+	if cfg.Self.Name != "" {
+		n.goroutines.Go(func() { n.announce(n.closing) })
+	}
 	n.guard.signal()
 	n.log.Info("node open", "address", n.address, "index", n.raft.LastIndex(), "term", n.raft.CurrentTerm())
 	return n, nil
@@ -126,7 +144,11 @@ func (n *Node) openTransport() (raft.Transport, error) {
 		_, t := raft.NewInmemTransport(raft.ServerAddress("alone-" + n.id))
 		return t, nil
 	}
-	config := &raft.NetworkTransportConfig{MaxPool: 3, Timeout: 10 * time.Second, Logger: newRaftLogger(n.log), Stream: n.cfg.StreamLayer}
+	config := &raft.NetworkTransportConfig{MaxPool: 4, Timeout: 10 * time.Second, Logger: newRaftLogger(n.log), Stream: n.cfg.StreamLayer}
+	if n.cfg.Port != nil {
+		// Connections to a node that was cut off are given up early, so that it is found again early.
+		config.Stream, config.Timeout = n.cfg.Port.StreamLayer(), 5*time.Second
+	}
 	if config.Stream == nil {
 		layer, err := listen(n.cfg.RaftAddress, n.cfg.AdvertiseAddress)
 		if err != nil {
@@ -167,28 +189,29 @@ func (n *Node) startRaft(transport raft.Transport) error {
 		return err
 	}
 	stable := &stableGuard{StableStore: n.stores.stable, mark: n.stores.mark, log: n.log}
+	n.stable = stable
 	path := filepath.Join(n.cfg.Dir, raftDir, dbName)
 	err = guardPanics(path, func() error {
-		known, err := raft.HasExistingState(cache, stable, n.stores.snaps)
+		empty, err := n.hasNoLog(cache)
 		if err != nil {
-			return fmt.Errorf("look for raft state: %w", err)
+			return err
 		}
-		if !n.cfg.Join {
-			alone := raft.Configuration{Servers: []raft.Server{{Suffrage: raft.Voter, ID: config.LocalID, Address: n.address}}}
-			if known {
-				err = n.finishBootstrap(alone, cache, stable)
-			} else {
-				err = raft.BootstrapCluster(config, cache, stable, n.stores.snaps, transport, alone)
+		if empty {
+			if err := stable.forgetBootstrap(); err != nil {
+				return fmt.Errorf("read raft's term: %w", err)
 			}
-			if err != nil {
+		}
+		var outer raft.Transport
+		n.gate, outer = newGate(transport, !empty || !n.cfg.Join)
+		if empty && !n.cfg.Join {
+			alone := raft.Configuration{Servers: []raft.Server{{Suffrage: raft.Voter, ID: config.LocalID, Address: n.address}}}
+			if err := raft.BootstrapCluster(config, cache, stable, n.stores.snaps, outer, alone); err != nil {
 				return fmt.Errorf("bootstrap: %w", err)
 			}
-			if !known {
-				n.log.Info("started a new cluster of one node")
-			}
+			n.log.Info("started a new cluster of one node")
 		}
 		n.guard.opening.Store(true)
-		n.raft, err = raft.NewRaft(config, n.state, cache, stable, n.stores.snaps, transport)
+		n.raft, err = raft.NewRaft(config, n.state, cache, stable, n.stores.snaps, outer)
 		n.guard.opening.Store(false)
 		if err != nil {
 			return fmt.Errorf("start raft: %w", err)
@@ -196,6 +219,9 @@ func (n *Node) startRaft(transport raft.Transport) error {
 		return nil
 	})
 	if err != nil {
+		if n.gate != nil {
+			_ = n.gate.Close()
+		}
 		return err
 	}
 	r := n.raft
@@ -204,22 +230,14 @@ func (n *Node) startRaft(transport raft.Transport) error {
 	return nil
 }
 
-// finishBootstrap writes the first entry of a cluster whose process was killed after the first of Raft's two writes, the
-// term 1. To Raft such a directory has state, and without a configuration it would wait for a leader for ever. A node that
-// heard of any other cluster knows a higher term or has a log.
-func (n *Node) finishBootstrap(alone raft.Configuration, logs raft.LogStore, stable raft.StableStore) error {
+// hasNoLog tells whether this node knows no configuration: it is new, or was killed before it had its first entry.
+func (n *Node) hasNoLog(logs raft.LogStore) (bool, error) {
 	last, err := logs.LastIndex()
 	if err != nil || last > 0 {
-		return err
+		return false, err
 	}
-	if list, err := n.stores.snaps.List(); err != nil || len(list) > 0 {
-		return err
-	}
-	if term, err := stable.GetUint64([]byte(keyTerm)); err != nil || term != 1 {
-		return err
-	}
-	n.log.Warn("the start of a new cluster was interrupted; it is finished now")
-	return logs.StoreLog(&raft.Log{Index: 1, Term: 1, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(alone)})
+	list, err := n.stores.snaps.List()
+	return len(list) == 0, err
 }
 
 // ID is this node's id, the same for as long as its data directory lives.
@@ -253,23 +271,6 @@ func (n *Node) AwaitLeader(ctx context.Context) (string, error) {
 			return "", notLeader(errClosed)
 		}
 	}
-}
-
-// Peer is a node as Raft addresses it.
-type Peer struct{ ID, Address string }
-
-// Bootstrap starts a cluster of these voters, of which this node is one. Every one of them must be told the identical
-// list. A node that has state refuses with Conflict.
-func (n *Node) Bootstrap(ctx context.Context, peers []Peer) error {
-	var c raft.Configuration
-	for _, p := range peers {
-		c.Servers = append(c.Servers, raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(p.ID), Address: raft.ServerAddress(p.Address)})
-	}
-	err := n.await(ctx, func() error { return n.raft.BootstrapCluster(c).Error() })
-	if errors.Is(err, raft.ErrCantBootstrap) {
-		return job.Errorf(job.Conflict, "bootstrapped", "this node belongs to a cluster already")
-	}
-	return err
 }
 
 // Status is how a node stands, for people.
@@ -351,6 +352,9 @@ func (n *Node) Close() error {
 		case <-ctx.Done():
 			errs = append(errs, errors.New("the leader's work did not end"))
 		}
+	}
+	if err := n.peers.close(ctx); err != nil {
+		errs = append(errs, err)
 	}
 	if err := n.proposer.close(ctx); err != nil {
 		errs = append(errs, err)
