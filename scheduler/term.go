@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -207,17 +208,23 @@ func (t *Term) prune(ctx context.Context) error {
 // Born is the hint that runs were stored (Q1). It may be lost: the reconciler finds them.
 func (t *Term) Born(runs []*job.Run) {
 	entries := make([]job.QueueEntry, 0, len(runs))
-	horizon := job.At(t.Clock.Now()).Add(reconcile.Ahead)
 	for _, r := range runs {
-		if r.State == job.Queued || r.State == job.Scheduled && r.ReadyAt <= horizon {
+		if r.State == job.Queued || r.State == job.Scheduled {
 			entries = append(entries, r.Entry())
 		}
 	}
-	if len(entries) == 0 {
+	t.Queued(entries)
+}
+
+// Queued is Born for runs that were stored through another node and are queued or scheduled.
+func (t *Term) Queued(entries []job.QueueEntry) {
+	horizon := job.At(t.Clock.Now()).Add(reconcile.Ahead)
+	soon := slices.DeleteFunc(entries, func(e job.QueueEntry) bool { return e.ReadyAt > horizon })
+	if len(soon) == 0 {
 		return
 	}
-	if _, err := t.Queue.Push(context.Background(), t.epoch, entries); err != nil {
-		t.Logger.Debug("a hint was lost", "count", len(entries), "err", err)
+	if _, err := t.Queue.Push(context.Background(), t.epoch, soon); err != nil {
+		t.Logger.Debug("a hint was lost", "count", len(soon), "err", err)
 		return
 	}
 	t.Wake()

@@ -200,6 +200,10 @@ func (s *Store) Move(ctx context.Context, epoch job.Epoch, moves []job.Move) ([]
 
 // Prune implements storage.Prunes.
 func (s *Store) Prune(ctx context.Context, epoch job.Epoch, before job.Instant, limit int) (int, error) {
+	// An idle cluster must not write an entry every time somebody looks. Under a newer epoch the caller has to be told.
+	if v := s.state.View(); v.Epoch() <= epoch && !v.Prunable(before) {
+		return 0, nil
+	}
 	dropped := 0
 	for dropped < limit {
 		part := min(limit-dropped, prunePart)
