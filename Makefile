@@ -10,6 +10,7 @@ PARALLEL ?= 2
 BENCH    ?= .
 BENCHTIME ?= 1s
 KILLS    ?= 20
+TRIAL    ?= .
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # The go tool writes the revision into the binary, for `muster version`. It fails where git does not answer for the tree
@@ -23,7 +24,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo 'PKG=./job/... narrows test, race, lint and gobench. BENCH=REGEXP and BENCHTIME=1x are for gobench,'
-	@echo 'DATA=DIR and HTTP=HOST:PORT for run, KILLS=N for chaos.'
+	@echo 'DATA=DIR and HTTP=HOST:PORT for run, KILLS=N and TRIAL=TestPartitions for chaos.'
 
 build: ## Build bin/muster, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(VCS) -o bin/muster ./cmd/muster
@@ -47,8 +48,8 @@ race: ## Run all tests under the race detector; needs a C compiler
 	@if $(missing); then $(MAKE) --no-print-directory deps; fi
 	CGO_ENABLED=1 $(GO) test -race -timeout 20m -p $(PARALLEL) $(PKG)
 
-chaos: ## Kill -9 a real process under load, KILLS times, and judge what is left
-	$(GO) test ./internal/systemtest -run '^TestKill$$' -count 1 -v -timeout 60m -kills $(KILLS)
+chaos: ## Kill, pause, cut off and damage real clusters under load, for an hour, and judge what is left; TRIAL=NAME picks one
+	$(GO) test ./internal/systemtest -run '$(TRIAL)' -count 1 -v -timeout 3h -chaos -kills $(KILLS)
 
 lint: ## Check format, vet and staticcheck (settings: staticcheck.conf)
 	@unformatted=$$(gofmt -l .); \

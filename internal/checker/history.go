@@ -151,6 +151,7 @@ type Work struct {
 	Run         job.RunID `json:"run"`
 	Attempt     uint32    `json:"attempt"`
 	Fence       job.Fence `json:"fence"`
+	Job         string    `json:"job,omitempty"`
 	ScheduledAt string    `json:"scheduled_at,omitempty"`
 	Life        int       `json:"life"` // pid of the process of ours that started it
 	Pid         int       `json:"pid"`

@@ -52,11 +52,17 @@ func (c *cluster) digests() {
 // leads records, from the nodes' logs, who began to lead in which epoch.
 func (c *cluster) leads() {
 	c.t.Helper()
-	for _, n := range c.nodes {
-		for _, l := range c.leadsOf(n) {
-			c.rec.add(checker.Line{Lead: &l})
-		}
+	for _, l := range c.allLeads() {
+		c.rec.add(checker.Line{Lead: &l})
 	}
+}
+
+func (c *cluster) allLeads() (all []checker.Lead) {
+	c.t.Helper()
+	for _, n := range c.nodes {
+		all = append(all, c.leadsOf(n)...)
+	}
+	return all
 }
 
 var leadsLine = regexp.MustCompile(`^time=(\S+) level=INFO msg="this node leads" .*\bepoch=(\d+)`)

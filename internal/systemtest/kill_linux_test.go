@@ -20,11 +20,11 @@ import (
 )
 
 var (
-	kills  = flag.Int("kills", 3, "how often TestKill kills the process")
-	jobs   = flag.Int("jobs", 100, "how many jobs tick every second")
-	seed   = flag.Uint64("seed", 0, "of when is killed and what is asked; 0: by the clock")
-	keep   = flag.String("keep", "", "keep history, logs and data in this directory")
-	binary = flag.String("muster", "", "test this binary instead of building one")
+	kills = flag.Int("kills", 3, "how often TestKill kills the process")
+	jobs  = flag.Int("jobs", 100, "how many jobs tick every second")
+	seed  = flag.Uint64("seed", 0, "of when is killed and what is asked; 0: by the clock")
+	keep  = flag.String("keep", "", "keep history, logs and data in this directory")
+	built = flag.String("muster", "", "test this binary instead of building one")
 )
 
 func TestMain(m *testing.M) {

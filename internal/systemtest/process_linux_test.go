@@ -20,8 +20,8 @@ import (
 // buildMuster builds the binary as `make build` does.
 func buildMuster(t *testing.T, dir string) string {
 	t.Helper()
-	if *binary != "" {
-		return *binary
+	if *built != "" {
+		return *built
 	}
 	path := filepath.Join(dir, "muster")
 	c := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", path, "../../cmd/muster")

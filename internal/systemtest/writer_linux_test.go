@@ -43,7 +43,7 @@ func writeHistory(args []string) int {
 	if err := fs.Parse(args); err != nil {
 		return 2
 	}
-	w := writer{dir: *dir, line: checker.Work{Pid: os.Getpid(), ScheduledAt: os.Getenv("MUSTER_SCHEDULED_AT"), Life: *beside}}
+	w := writer{dir: *dir, line: checker.Work{Pid: os.Getpid(), ScheduledAt: os.Getenv("MUSTER_SCHEDULED_AT"), Job: os.Getenv("MUSTER_JOB"), Life: *beside}}
 	var err error
 	if w.line.Run, err = job.ParseRunID(os.Getenv("MUSTER_RUN_ID")); err != nil {
 		return 2
