@@ -264,7 +264,7 @@ func (b *Bootstrapper) round(ctx context.Context, n *Node, join func(context.Con
 		case err == nil:
 			n.gate.admit()
 			n.log.Info("joining the cluster", "leader", c.leader)
-		case job.CodeOf(err) == job.Invalid || job.CodeOf(err) == job.Conflict:
+		case job.CodeOf(err) == job.Invalid, job.CodeOf(err) == job.Forbidden:
 			said.tell(slog.LevelError, "the leader refuses this node: "+err.Error())
 		default:
 			said.tell(slog.LevelInfo, "the leader cannot take this node in yet: "+err.Error())

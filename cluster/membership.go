@@ -332,15 +332,10 @@ func (n *Node) progressOf(id string) (applied uint64, seen time.Time, ok bool) {
 	if n.probed != nil {
 		return n.probed(id)
 	}
-	if p, can := any(n).(interface {
-		progress(string) (uint64, time.Time, bool)
-	}); can {
-		return p.progress(id)
-	}
-	return 0, time.Time{}, false
+	return n.progress(id)
 }
 
 // askToJoin asks the leader at a Raft address to make this node a member.
-func (n *Node) askToJoin(context.Context, string, job.Node) error {
-	return job.Errorf(job.Unavailable, "", "there is no way to the leader")
+func (n *Node) askToJoin(ctx context.Context, leader string, self job.Node) error {
+	return n.peers.Join(ctx, leader, self)
 }
