@@ -218,7 +218,7 @@ func TestTheQuorumIsCounted(t *testing.T) {
 		{"alone", "a", three(true, true)[:1], true, 0, "healthy: 1 of 1 voter answer; tolerates no failure", ""},
 		{"two", "a", three(true, true)[:2], true, 0, "healthy: 2 of 2 voters answer; tolerates no failure", "add a third node"},
 		{"three", "a", three(true, true), true, 1, "healthy: 3 of 3 voters answer; tolerates 1 failure", ""},
-		{"one of three is down", "a", three(true, false), true, 0, "healthy: 2 of 3 voters answer; tolerates no more failure", "start c again"},
+		{"one of three is down", "a", three(true, false), true, 0, "healthy: 2 of 3 voters answer; tolerates no further failure", "start c again"},
 		{"two of three are down", "a", three(false, false), false, 0, "only 1 of 3 voters answer, 2 are needed: nothing is decided", "start b and c again"},
 		{"no leader", "", three(true, true), false, 1, "no node leads: nothing is decided until 2 of 3 voters answer each other", "recover"},
 		{"alone without a leader", "", three(true, true)[:1], false, 0, "no node leads at the moment", ""},

@@ -46,8 +46,10 @@ func quorumOf(s *ClusterStatus) Quorum {
 		q.Summary = "no node leads at the moment"
 	case !q.Healthy:
 		q.Summary = fmt.Sprintf("only %d of %s answer, %d are needed: nothing is decided", q.Answering, voters, majority)
+	case q.Tolerates == 0 && len(silent) > 0:
+		q.Summary = fmt.Sprintf("healthy: %d of %s answer; tolerates no further failure", q.Answering, voters)
 	case q.Tolerates == 0:
-		q.Summary = fmt.Sprintf("healthy: %d of %s answer; tolerates no%s failure", q.Answering, voters, more(silent))
+		q.Summary = fmt.Sprintf("healthy: %d of %s answer; tolerates no failure", q.Answering, voters)
 	default:
 		q.Summary = fmt.Sprintf("healthy: %d of %s answer; tolerates %d%s failure%s", q.Answering, voters, q.Tolerates, more(silent), ending(q.Tolerates))
 	}

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"net"
+	"net/url"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -14,6 +16,10 @@ import (
 const workerHelp = `Run a worker on this machine: it joins the nodes that --join names and runs what they
 assign to it. If none of them answers yet, it waits.
 
+To a cluster with certificates it needs --ca, the file ca.crt, to know the nodes by,
+and once --join-token, the file join.token: it exchanges the token for a certificate
+of its own, which it keeps in --data and renews. ` + "`muster cluster init`" + ` makes both files.
+
 What it may run is said here and nowhere else: commands only if --allow-exec matches
 the absolute path of the program (a shell or an interpreter that is allowed allows
 everything), requests only to public addresses unless allowed. A run is placed by its
@@ -21,8 +27,9 @@ selector and the free slots, not by what workers allow: what this one does not a
 fails here (not_permitted). So give workers that allow different things labels, and
 their jobs a selector.
 
-    muster worker --join 10.0.0.1:8080,10.0.0.2:8080 --name w1 --slots 8 \
-        --label region=eu --allow-exec '/usr/local/bin/*' --allow-exec '/opt/jobs/**'
+    muster worker --join 10.0.0.1:8080,10.0.0.2:8080,10.0.0.3:8080 \
+        --ca ca.crt --join-token join.token --name w1 --slots 8 --label region=eu \
+        --allow-exec '/usr/local/bin/*' --allow-exec '/opt/jobs/**'
 
 Ctrl-C stops it softly: it takes nothing new, what runs may finish for 30 seconds
 and is then given back. A second Ctrl-C stops it at once.
@@ -32,6 +39,8 @@ The commands below look at the workers of a cluster, and change what they do.`
 type workerFlags struct {
 	name, data  string
 	join        []string
+	joinToken   string
+	insecure    bool
 	slots       int
 	labels      []string
 	exec        []string
@@ -45,12 +54,12 @@ type workerFlags struct {
 }
 
 func (c *cli) processCommands() []*cobra.Command {
-	return []*cobra.Command{c.devCommand(), c.workerCommand()}
+	return []*cobra.Command{c.devCommand(), c.serverCommand(), c.workerCommand()}
 }
 
 func (c *cli) workCommands() []*cobra.Command {
 	return []*cobra.Command{
-		c.applyCommand(), c.validateCommand(), c.jobCommand(), c.runCommand(), c.clusterCommand(), c.importCommand(),
+		c.applyCommand(), c.validateCommand(), c.jobCommand(), c.runCommand(), c.clusterCommand(), c.credentialCommand(), c.importCommand(),
 	}
 }
 
@@ -69,6 +78,8 @@ func (c *cli) workerCommand() *cobra.Command {
 	fs.StringVar(&f.name, "name", "", "`NAME` of the worker, unique in the cluster (default: the machine's)")
 	fs.StringVar(&f.data, "data", "", "`DIR` for results not yet delivered (default: in $XDG_DATA_HOME/muster)")
 	fs.StringSliceVar(&f.join, "join", nil, "`A,B,C`: the addresses of all nodes' APIs")
+	fs.StringVar(&f.joinToken, "join-token", "", "`FILE` that holds the join token, for the first time that this worker joins")
+	fs.BoolVar(&f.insecure, "insecure", false, "join nodes without certificates over a network: whoever is in between commands this worker")
 	fs.IntVar(&f.slots, "slots", 0, "`N` slots: how much runs at once (default: the number of CPUs)")
 	fs.StringArrayVar(&f.labels, "label", nil, "label `KEY=VALUE`, which selectors match; can be repeated")
 	fs.StringArrayVar(&f.exec, "allow-exec", nil, "`GLOB` of programs that may be run, DIR/** for all below; can be repeated")
@@ -103,7 +114,7 @@ func (c *cli) worker(ctx context.Context, f workerFlags) error {
 		return usageErrorf("--join: a worker needs the addresses of the nodes; write --join A,B,C (or try `muster dev`, which brings a worker along)")
 	}
 	o := app.WorkerOptions{Name: f.name, Slots: f.slots, Version: thisBuild().Version, Logger: logger}
-	if o.Join, err = nodeAddresses("join", f.join); err != nil {
+	if err = c.workerTrust(&o, f); err != nil {
 		return err
 	}
 	o.Attached = func(address string) {
@@ -139,6 +150,42 @@ func (c *cli) worker(ctx context.Context, f workerFlags) error {
 	}
 	defer c.sayStopping(ctx)()
 	return processError(app.RunWorker(ctx, o))
+}
+
+// workerTrust settles whom the worker trusts, and by what it is let in.
+func (c *cli) workerTrust(o *app.WorkerOptions, f workerFlags) (err error) {
+	if o.Join, err = nodeAddresses("join", f.join, c.ca != ""); err != nil {
+		return err
+	}
+	if f.insecure && c.ca != "" {
+		return usageErrorf("--ca and --insecure contradict each other; leave one of them out")
+	}
+	for _, a := range o.Join {
+		u, _ := url.Parse(a) // it was one already
+		switch {
+		case u.Scheme == "https" && c.ca == "":
+			return usageErrorf("--ca is missing: without the cluster's certificate authority (ca.crt) this worker cannot know whether %s is a node of it", a)
+		case u.Scheme == "http" && c.ca != "":
+			return usageErrorf("--join: %s has no certificate to hold against --ca; write https://%s", a, u.Host)
+		case u.Scheme == "http" && !f.insecure && !loopback(u.Hostname()):
+			return usageErrorf("--join: %s is not this machine, and without TLS whoever is in between commands this worker; name the cluster's ca.crt with --ca, or say --insecure", a)
+		}
+	}
+	o.Insecure = f.insecure
+	if o.CA = c.ca; o.CA != "" {
+		if _, err := client.TrustCA(o.CA); err != nil {
+			return caError(o.CA, err)
+		}
+	}
+	if f.joinToken != "" {
+		o.JoinToken, err = readToken("--join-token", f.joinToken)
+	}
+	return err
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // flagOf names the flag that a setting came from.

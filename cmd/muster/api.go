@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"iter"
 	"net/http"
 	"strings"
@@ -24,14 +25,24 @@ func (c *cli) client(ctx context.Context) (context.Context, *client.Client, erro
 	if err := c.checkAddresses(); err != nil {
 		return nil, nil, err
 	}
+	token, err := c.bearer()
+	if err != nil {
+		return nil, nil, err
+	}
+	var trust *tls.Config
+	if c.ca != "" {
+		if trust, err = client.TrustCA(c.ca); err != nil {
+			return nil, nil, caError(c.ca, err)
+		}
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport := client.Transport(trust)
 	c.atEnd = append(c.atEnd, func() {
 		cancel(nil)
 		transport.CloseIdleConnections()
 	})
 	k, err := client.New(client.Config{
-		Addresses: c.addresses, Token: c.token, Namespace: c.namespace, RetryFor: retryFor,
+		Addresses: c.addresses, Token: token, Namespace: c.namespace, RetryFor: retryFor,
 		HTTPClient: &http.Client{
 			Transport:     &firstContact{next: transport, left: len(c.addresses), giveUp: cancel},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

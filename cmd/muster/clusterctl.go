@@ -7,17 +7,25 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/musterhq/muster/client"
 )
 
 func (c *cli) clusterCommand() *cobra.Command {
-	group := &cobra.Command{Use: "cluster COMMAND", Short: "Look at the cluster, start and end maintenance"}
-	group.AddCommand(c.clusterInitCommand(), c.clusterCertifyCommand(), c.clusterStatusCommand(), c.maintenanceCommand())
+	group := &cobra.Command{Use: "cluster COMMAND", Short: "Make a cluster; look at it, operate and repair it"}
+	group.AddCommand(c.clusterInitCommand(), c.clusterCertifyCommand(), c.clusterStatusCommand(), c.membersCommand(), c.transferCommand(), c.removeCommand(), c.replicasCommand(),
+		c.snapshotCommand(), c.recoverCommand(), c.maintenanceCommand())
 	return group
 }
 
+const clusterStatusHelp = `Show whether the cluster is healthy, how many failures it tolerates, who leads, and
+what to do if something is off. One node answers for all.
+
+The exit code is 0 if the cluster is healthy, and 5 if nothing can be decided now.`
+
 func (c *cli) clusterStatusCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "status", Short: "Show the nodes, the leader and the store", Args: takes(),
+		Use: "status", Short: "Show the cluster's health, its nodes and the store", Long: clusterStatusHelp, Args: takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.clusterStatus(cmd.Context()) },
 	}
 }
@@ -31,50 +39,125 @@ func (c *cli) clusterStatus(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.print(answer{
+	if err := c.print(answer{
 		value: s,
-		names: func() (names []string) {
-			for _, n := range s.Nodes {
-				names = append(names, n.Name)
-			}
-			return names
-		},
+		names: nodeNames(s),
 		table: func(b *strings.Builder, color bool) {
-			var w sheet
-			w.add("Cluster", s.ID)
-			leader := cell{"none at the moment", "31"}
-			if s.Leader != "" {
-				leader = cell{text: s.Leader + ", epoch " + strconv.FormatUint(uint64(s.Epoch), 10)}
-			}
-			w.add("Leader", leader)
-			store := cell{text: s.Store}
-			if s.Outage {
-				store = cell{s.Store + ", out of reach", "31"}
-			}
-			w.add("Store", store)
-			if s.Maintenance {
-				w.add("Maintenance", cell{"on: no ticks, no new attempts", "33"})
-			}
-			if u := s.Usage; u != nil {
-				w.add("Runs", fmt.Sprintf("%d kept, %d of them still to end", u.Runs, u.LiveRuns))
-				if u.MaxBytes > 0 {
-					w.add("Space", fmt.Sprintf("%s of %s", bytesWords(u.Bytes), bytesWords(u.MaxBytes)))
-				}
-			}
-			w.add("Answered by", s.Node+", version "+s.Version)
-			w.write(b, color)
+			c.clusterSheet(s).write(b, color)
 			b.WriteByte('\n')
-			t := newTable("NODE", "ROLE", "HEALTHY", "API", "VERSION", "LAST SEEN")
-			for _, n := range s.Nodes {
-				healthy := cell{"yes", "32"}
-				if !n.Healthy {
-					healthy = cell{"no", "31"}
-				}
-				t.add(n.Name, n.Role, healthy, n.API, n.Version, c.relative(n.LastSeenAt))
+			t := newTable("NODE", "ROLE", "HEALTHY", "BEHIND", "CLOCK", "WORKERS", "API", "VERSION", "LAST SEEN")
+			for i := range s.Nodes {
+				n := &s.Nodes[i]
+				t.add(n.Name, n.Role, healthCell(n.Healthy), behindWords(n), clockWords(n), strconv.Itoa(n.Streams), n.API, n.Version, c.relative(n.LastSeenAt))
 			}
 			t.write(b, color)
 		},
-	})
+	}); err != nil {
+		return err
+	}
+	if s.Quorum.Voters > 0 && !s.Quorum.Healthy {
+		return &exitError{code: exitUnavailable} // all was said
+	}
+	return nil
+}
+
+func (c *cli) clusterSheet(s *client.ClusterStatus) *sheet {
+	w := new(sheet)
+	w.add("Cluster", s.ID)
+	if q := s.Quorum; q.Voters > 0 {
+		health := cell{q.Summary, "32"}
+		switch {
+		case !q.Healthy:
+			health.color = "31"
+		case len(q.Advice) > 0:
+			health.color = "33"
+		}
+		w.add("Health", health)
+		for _, a := range q.Advice {
+			w.add("To do", cell{a, "33"})
+		}
+	}
+	leader := cell{"none at the moment", "31"}
+	if s.Leader != "" {
+		leader = cell{text: s.Leader + ", epoch " + strconv.FormatUint(uint64(s.Epoch), 10)}
+	}
+	if s.Term > 0 {
+		leader.text += fmt.Sprintf(", term %d, %d entries committed", s.Term, s.CommitIndex)
+	}
+	w.add("Leader", leader)
+	store := cell{text: s.Store}
+	if s.Outage {
+		store = cell{s.Store + ", out of reach", "31"}
+	}
+	w.add("Store", store)
+	if s.Maintenance {
+		w.add("Maintenance", cell{"on: no ticks, no new attempts", "33"})
+	}
+	if u := s.Usage; u != nil {
+		w.add("Runs", fmt.Sprintf("%d kept, %d of them still to end", u.Runs, u.LiveRuns))
+		if u.MaxBytes > 0 {
+			w.add("Space", fmt.Sprintf("%s of %s", bytesWords(u.Bytes), bytesWords(u.MaxBytes)))
+		}
+	}
+	w.add("Answered by", s.Node+", version "+s.Version)
+	return w
+}
+
+func nodeNames(s *client.ClusterStatus) func() []string {
+	return func() (names []string) {
+		for _, n := range s.Nodes {
+			names = append(names, n.Name)
+		}
+		return names
+	}
+}
+
+func healthCell(healthy bool) cell {
+	if healthy {
+		return cell{"yes", "32"}
+	}
+	return cell{"no", "31"}
+}
+
+func behindWords(n *client.NodeStatus) string {
+	if !n.Healthy && n.AppliedIndex == 0 {
+		return ""
+	}
+	return strconv.FormatUint(n.Behind, 10)
+}
+
+func clockWords(n *client.NodeStatus) string {
+	if !n.Healthy {
+		return ""
+	}
+	return fmt.Sprintf("%+dms", n.ClockOffsetMS)
+}
+
+func (c *cli) membersCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "members", Short: "List the nodes, with all their addresses", Args: takes(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, k, err := c.client(cmd.Context())
+			if err != nil {
+				return err
+			}
+			s, err := k.Cluster(ctx)
+			if err != nil {
+				return err
+			}
+			return c.print(answer{
+				value: listOf(s.Nodes),
+				names: nodeNames(s),
+				table: func(b *strings.Builder, color bool) {
+					t := newTable("NODE", "ROLE", "HEALTHY", "API", "RAFT", "ID", "VERSION", "LAST SEEN")
+					for _, n := range s.Nodes {
+						t.add(n.Name, n.Role, healthCell(n.Healthy), n.API, n.Raft, n.ID, n.Version, c.relative(n.LastSeenAt))
+					}
+					t.write(b, color)
+				},
+			})
+		},
+	}
 }
 
 func bytesWords(n int64) string {

@@ -59,4 +59,25 @@ func (c *cli) completeWorkers(cmd *cobra.Command, _ []string, _ string) ([]cobra
 	})
 }
 
+func (c *cli) completeNodes(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return c.complete(cmd, func(ctx context.Context, k *client.Client) (out []cobra.Completion) {
+		if s, err := k.Cluster(ctx); err == nil {
+			for _, n := range s.Nodes {
+				out = append(out, cobra.CompletionWithDesc(n.Name, n.Role))
+			}
+		}
+		return out
+	})
+}
+
+func (c *cli) completeCredentials(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return c.complete(cmd, func(ctx context.Context, k *client.Client) (out []cobra.Completion) {
+		all, _, _ := collect(k.Credentials(ctx), 1000)
+		for _, x := range all {
+			out = append(out, cobra.CompletionWithDesc(x.Name, string(x.Role)))
+		}
+		return out
+	})
+}
+
 var _ completer = (*cli)(nil).completeJobs

@@ -2,8 +2,10 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"maps"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +16,8 @@ import (
 	"github.com/knadh/koanf/v2"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/musterhq/muster/job"
 )
 
 // Flags are the one list of settings: file and environment only fill in those that the command line leaves out.
@@ -48,9 +52,17 @@ func (c *cli) settle(cmd *cobra.Command) error {
 	if path == "" {
 		path = c.getenv("MUSTER_CONFIG")
 	}
+	token, file := cmd.Flags().Changed("token"), cmd.Flags().Changed("token-file")
 	if err := c.configure(cmd, path); err != nil {
 		return err
 	}
+	switch { // what stands on the command line wins, in whichever of the two forms
+	case token && !file:
+		c.tokenFile = ""
+	case file && !token:
+		c.token = ""
+	}
+	c.addressGiven = cmd.Flags().Changed("address")
 	c.namespaceGiven = cmd.Flags().Changed("namespace")
 	c.color = !c.noColor && c.getenv("NO_COLOR") == "" && c.getenv("TERM") != "dumb" && isTerminal(c.stdout)
 	return c.checkGlobals()
@@ -68,18 +80,66 @@ func (c *cli) checkAddresses() error {
 	if len(c.addresses) == 0 {
 		return usageErrorf("--address: the address of a node is missing; write one such as http://127.0.0.1:8080")
 	}
+	given := c.addresses
+	if c.ca != "" && !c.addressGiven {
+		given = []string{defaultAddress}
+	}
 	var err error
-	c.addresses, err = nodeAddresses("address", c.addresses)
+	c.addresses, err = nodeAddresses("address", given, c.ca != "")
 	return err
 }
 
+// defaultAddress is where the API of a node on this machine usually is.
+const defaultAddress = "127.0.0.1:8080"
+
+// bearer is the credential to send.
+func (c *cli) bearer() (string, error) {
+	switch {
+	case c.tokenFile == "":
+		return strings.TrimSpace(c.token), nil
+	case c.token != "":
+		return "", usageErrorf("--token and --token-file contradict each other; leave one of them out, also in the environment")
+	}
+	return readToken("--token-file", c.tokenFile)
+}
+
+// readToken reads a file that holds one token.
+func readToken(flag, path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", fileError(flag+": the file", path, err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, 4096))
+	if err != nil {
+		return "", fileError(flag+": the file", path, err)
+	}
+	token := strings.TrimSpace(string(text))
+	if _, _, ok := job.ParseToken(token); !ok || strings.ContainsAny(token, " \t\r\n") {
+		return "", usageErrorf("%s: %s holds no token; tokens begin with muster_", flag, path)
+	}
+	return token, nil
+}
+
+// caError says why a certificate authority cannot be used.
+func caError(path string, err error) error {
+	if job.CodeOf(err) == job.Invalid {
+		return usageErrorf("--ca: %s holds no certificate in PEM; name the file ca.crt that `muster cluster init` made", path)
+	}
+	return fileError("--ca: the file", path, err)
+}
+
 // nodeAddresses completes addresses of nodes, which may be written without their scheme.
-func nodeAddresses(flag string, given []string) ([]string, error) {
+func nodeAddresses(flag string, given []string, secure bool) ([]string, error) {
+	scheme := "http://"
+	if secure {
+		scheme = "https://"
+	}
 	out := slices.Clone(given)
 	for i, a := range given {
 		a = strings.TrimRight(strings.TrimSpace(a), "/")
 		if !strings.Contains(a, "://") {
-			a = "http://" + a
+			a = scheme + a
 		}
 		if u, err := url.Parse(a); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.Path != "" || u.RawQuery != "" {
 			return nil, usageErrorf("--%s: %q is not the address of a node; write one such as http://127.0.0.1:8080", flag, clip(given[i], 128))

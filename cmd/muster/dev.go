@@ -76,10 +76,14 @@ func (c *cli) dev(ctx context.Context, f devFlags) error {
 // sayStopping tells whoever stops a process that it was heard: work that runs may take its time. The returned function ends
 // that.
 func (c *cli) sayStopping(ctx context.Context) (stop func()) {
+	return c.sayWhenStopped(ctx, "stopping once what runs has ended or is given back; Ctrl-C again stops at once")
+}
+
+func (c *cli) sayWhenStopped(ctx context.Context, text string) (stop func()) {
 	told := make(chan struct{})
 	forget := context.AfterFunc(ctx, func() {
 		defer close(told)
-		c.say("stopping once what runs has ended or is given back; Ctrl-C again stops at once")
+		c.say("%s", text)
 	})
 	return func() {
 		if !forget() { // it speaks, or has spoken

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -112,7 +113,7 @@ func (c *cli) sentence(err error) string {
 	if !errors.As(err, &e) {
 		return err.Error() // of the machine: a file that is not there, a disk that is full
 	}
-	if e.Code == job.Unavailable && (unreachable(e) || e.Reason == "no_connection") {
+	if e.Code == job.Unavailable && (unreachable(e) || e.Reason == "no_connection" || e.Reason == "untrusted") {
 		return c.nobodyAnswers(e)
 	}
 	text := e.Message
@@ -124,7 +125,7 @@ func (c *cli) sentence(err error) string {
 	}
 	switch e.Code {
 	case job.Unauthenticated:
-		text += "; set --token or MUSTER_TOKEN to a valid credential"
+		text += "; name a valid credential with --token, --token-file or MUSTER_TOKEN"
 	case job.Unknown:
 		text += "; look before you repeat it"
 	}
@@ -133,8 +134,15 @@ func (c *cli) sentence(err error) string {
 
 func (c *cli) nobodyAnswers(err error) string {
 	at := strings.Join(c.addresses, ", ")
-	var dns *net.DNSError
+	var (
+		dns *net.DNSError
+		bad *tls.CertificateVerificationError
+	)
 	switch {
+	case errors.As(err, &bad) && c.ca == "":
+		return fmt.Sprintf("the node at %s cannot be known without the cluster's certificate authority (%v); name the file ca.crt with --ca or MUSTER_CA", at, bad.Err)
+	case errors.As(err, &bad):
+		return fmt.Sprintf("the node at %s is not one of the cluster of %s: %v; check --ca and --address", at, c.ca, bad.Err)
 	case errors.As(err, &dns):
 		return fmt.Sprintf("no node answers at %s: the name %s is not known; check --address", at, dns.Name)
 	case errors.Is(err, syscall.ECONNREFUSED):

@@ -1,5 +1,5 @@
-// Command muster is the one binary of Muster: `muster dev` is a node with a worker in one process, `muster worker` an
-// agent, and everything else asks a node's API. This package is flags, signals, output and exit codes, and nothing else:
+// Command muster is the one binary of Muster: `muster dev` is a node with a worker in one process, `muster server` a node of
+// a cluster, `muster worker` an agent, and everything else asks a node's API. This package is flags, signals, output and exit codes, and nothing else:
 // whatever a command does is done by package client, by internal/app or by job and its timetable.
 //
 // A command is a function that takes a *cli, which holds all that it may touch of the outside: the streams, the
@@ -13,6 +13,8 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+
+	"github.com/musterhq/muster/internal/app"
 )
 
 func main() {
@@ -73,22 +75,29 @@ type cli struct {
 
 	// The global flags.
 	addresses []string
+	ca        string
 	token     string
+	tokenFile string
 	namespace string
 	format    string
 	noColor   bool
 	config    string
 
 	namespaceGiven bool // by flag, file or environment, rather than by default
+	addressGiven   bool // likewise
 	color          bool
 
 	patience time.Duration // how long whoever waits for a run is not told why it does not start
+
+	inspect func(path string) (*app.SnapshotReport, error)                        // reads a snapshot's file
+	recover func(context.Context, app.RecoverOptions) (*app.RecoverReport, error) // makes a cluster of a directory
 
 	atEnd []func() // what lets go of connections
 }
 
 func newCLI(stdin io.Reader, stdout, stderr io.Writer, env []string) *cli {
-	c := &cli{stdin: stdin, stdout: stdout, stderr: stderr, env: env, now: time.Now, zone: time.Local, patience: 5 * time.Second}
+	c := &cli{stdin: stdin, stdout: stdout, stderr: stderr, env: env, now: time.Now, zone: time.Local, patience: 5 * time.Second,
+		inspect: app.InspectSnapshot, recover: app.Recover}
 	// The environment that was handed over counts, not the process's, and a zone that is not known is no reason to fail.
 	if name := c.getenv("TZ"); name != "" {
 		if zone, err := time.LoadLocation(name); err == nil {

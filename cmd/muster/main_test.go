@@ -14,6 +14,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+
+	"github.com/musterhq/muster/internal/app"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -32,6 +34,9 @@ type world struct {
 	env   []string
 	now   time.Time // zero: the real one
 	ctx   context.Context
+
+	inspect func(string) (*app.SnapshotReport, error) // nil: the real one
+	recover func(context.Context, app.RecoverOptions) (*app.RecoverReport, error)
 
 	patience time.Duration // zero: the real one
 	watch    *lockedBuffer // sees standard error as it is written
@@ -57,6 +62,12 @@ func (w world) muster(t testing.TB, args ...string) result {
 	}
 	if w.patience > 0 {
 		c.patience = w.patience
+	}
+	if w.inspect != nil {
+		c.inspect = w.inspect
+	}
+	if w.recover != nil {
+		c.recover = w.recover
 	}
 	ctx := w.ctx
 	if ctx == nil {

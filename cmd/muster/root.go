@@ -20,6 +20,8 @@ Try it on this machine:
     muster apply -f job.yaml                    define a job
     muster job list
 
+For three nodes on three machines: muster cluster init --help.
+
 See also: muster help exit-codes, muster help environment, muster help times.`
 
 const environmentHelp = `Settings come from a file, the environment and flags. A flag wins over the
@@ -39,7 +41,8 @@ can be repeated the values stand there separated by commas. An empty variable
 counts as not set. The ones you will want:
 
     MUSTER_ADDRESS     --address, the nodes' API addresses
-    MUSTER_TOKEN       --token, the credential
+    MUSTER_TOKEN       --token, the credential; or MUSTER_TOKEN_FILE, a file of it
+    MUSTER_CA          --ca, the certificate authority of a cluster that uses TLS
     MUSTER_NAMESPACE   --namespace
     MUSTER_OUTPUT      --output
     NO_COLOR           --no-color, with any value
@@ -157,7 +160,9 @@ func topic(name, short, text string) *cobra.Command {
 func (c *cli) globalFlags(f *pflag.FlagSet) {
 	f.StringSliceVar(&c.addresses, "address", []string{"http://127.0.0.1:8080"}, "`URL` of a node's API, or several with commas between")
 	f.Lookup("address").DefValue = "http://127.0.0.1:8080" // without the brackets of a list
+	f.StringVar(&c.ca, "ca", "", "`FILE` of the cluster's certificate authority; addresses then mean https://")
 	f.StringVar(&c.token, "token", "", "`CREDENTIAL` for the API")
+	f.StringVar(&c.tokenFile, "token-file", "", "`FILE` that holds the credential")
 	f.StringVar(&c.namespace, "namespace", "default", "`NAME` of the namespace to work in")
 	f.StringVarP(&c.format, "output", "o", formatTable, "`FORM` of the answer: table, json, yaml or name")
 	f.BoolVar(&c.noColor, "no-color", false, "no colours, as with NO_COLOR")
@@ -253,6 +258,16 @@ func takes(names ...string) cobra.PositionalArgs {
 			return usageErrorf("%s: %s is missing; usage: %s", cmd.CommandPath(), strings.TrimSuffix(names[len(args)], "..."), cmd.UseLine())
 		case len(args) > len(names) && !rest:
 			return usageErrorf("%s: %q is too much; usage: %s", cmd.CommandPath(), clip(args[len(names)], 64), cmd.UseLine())
+		}
+		return nil
+	}
+}
+
+// takesAtMost is takes for one argument that may be left out.
+func takesAtMost(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) > 1 {
+			return takes(name)(cmd, args)
 		}
 		return nil
 	}

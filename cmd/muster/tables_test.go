@@ -64,7 +64,23 @@ func canned(t *testing.T) world {
 		}),
 		"/v1/cluster": client.ClusterStatus{ID: "b5ba4257", Node: "node-1", Version: "v1.0.0", Leader: "node-1", Epoch: 4, Store: "embedded", Maintenance: true,
 			Usage: &job.Usage{Runs: 12, LiveRuns: 2, Bytes: 123456, MaxBytes: 512 << 20},
-			Nodes: []client.NodeStatus{{Name: "node-1", Role: "leader", API: "http://10.0.0.1:8080", Version: "v1.0.0", Healthy: true, LastSeenAt: at(0)}, {Name: "node-2", Role: "voter"}}},
+			Term:  9, CommitIndex: 120_345,
+			Quorum: client.Quorum{Healthy: true, Voters: 3, Answering: 2, Summary: "healthy: 2 of 3 voters answer; tolerates no further failure", Advice: []string{"start node-2 again", "set the clock of node-3"}},
+			Nodes: []client.NodeStatus{
+				{Name: "node-1", ID: "1111", Role: "leader", API: "https://10.0.0.1:8080", Raft: "10.0.0.1:8081", Version: "v1.0.0", Healthy: true, LastSeenAt: at(0), AppliedIndex: 120_345, Streams: 17, ClockOffsetMS: 3},
+				{Name: "node-2", ID: "2222", Role: "voter", LastSeenAt: at(-time.Hour)},
+				{Name: "node-3", ID: "3333", Role: "voter", API: "https://10.0.0.3:8080", Raft: "10.0.0.3:8081", Version: "v1.0.0", Healthy: true, LastSeenAt: at(-time.Second), AppliedIndex: 120_300, Behind: 45, ClockOffsetMS: -12},
+			}},
+		"/v1/cluster/verify": client.ReplicaCheck{Index: 120_345, Equal: true, Replicas: []client.ReplicaDigest{
+			{Name: "node-1", Digest: strings.Repeat("ab", 32)}, {Name: "node-2", Error: "it does not answer" + evil}, {Name: "node-3", Digest: strings.Repeat("ab", 32)}}},
+		"/v1/cluster/transfer":     struct{}{},
+		"/v1/cluster/nodes/node-2": struct{}{},
+		"/v1/credentials": items([]job.Credential{
+			{ID: "c0ffee", Name: "admin", Role: job.RoleAdmin, CreatedAt: at(-48 * time.Hour)},
+			{ID: "beef01", Name: "ci", Role: job.RoleSubmitter, Namespaces: []string{"billing", "ops"}, CreatedAt: at(-time.Hour), ExpiresAt: at(24 * time.Hour)},
+			{ID: "dead02", Name: "old", Role: job.RoleViewer, CreatedAt: at(-time.Hour), ExpiresAt: at(-time.Minute)},
+		}),
+		"/v1/credentials/beef01": struct{}{},
 	}
 	for i, r := range runs {
 		path := "/v1/runs/" + r.ID.String()
@@ -98,7 +114,8 @@ func TestTables(t *testing.T) {
 	for _, line := range []string{
 		"job list", "job list -o name", "job show nightly", "job show nightly --document", "job next nightly", "job ticks nightly", "job verify nightly", "job versions nightly",
 		"run list", "run list --limit 2", "run list -o name", "run show " + run(3), "run show " + run(2), "run show " + run(1) + " -o json", "run show " + run(1) + " -o yaml",
-		"run explain " + run(3), "run attempts " + run(4), "worker list", "worker list -o name", "cluster status", "cluster status -o json", "run show " + run(9), "job show nightly --document --version 2",
+		"run explain " + run(3), "run attempts " + run(4), "worker list", "worker list -o name", "cluster status", "cluster status -o json", "cluster members", "cluster members -o name", "cluster verify", "cluster verify -o name", "cluster transfer", "cluster transfer node-1 -o json",
+		"cluster remove node-2", "cluster remove node-2 --yes", "cluster remove node-2 -y -o json", "credential list", "credential list -o name", "credential revoke ci", "credential revoke beef01 nobody", "run show " + run(9), "job show nightly --document --version 2",
 	} {
 		r := w.muster(t, strings.Fields(line)...)
 		fmt.Fprintf(&all, "$ muster %s\n%s", line, r.out)
@@ -120,7 +137,7 @@ func TestTables(t *testing.T) {
 func TestJSONIsExact(t *testing.T) {
 	t.Parallel()
 	w := canned(t)
-	for _, args := range []string{"job list", "run list", "worker list", "job ticks nightly", "job versions nightly"} {
+	for _, args := range []string{"job list", "run list", "worker list", "job ticks nightly", "job versions nightly", "cluster members", "credential list"} {
 		var v struct {
 			Items []map[string]any `json:"items"`
 		}
