@@ -110,8 +110,21 @@ func TestReload(t *testing.T) {
 	same("another node's", 1, "for the node n2, and this is n1")
 	put(t, other.made.Nodes[0].Dir, dir, nodeFiles...)
 	same("another cluster's", 2, "of another cluster")
+	twin := t.TempDir() // that says it is the same cluster
+	h, err := newCluster(twin, c.made.ClusterID, "twin", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(twin, "n1"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.writeNode(filepath.Join(twin, "n1"), NodeSpec{Name: "n1"}, time.Now(), nodeLife); err != nil {
+		t.Fatal(err)
+	}
+	put(t, filepath.Join(twin, "n1"), dir, nodeFiles...)
+	same("another root", 3, "of another cluster")
 	put(t, made.Dir, dir, nodeFiles...)
-	if serves() != first.SerialNumber.String() || len(told) != 2 {
+	if serves() != first.SerialNumber.String() || len(told) != 3 {
 		t.Error(told)
 	}
 	expired, err := Certify(c.dir, CertifyOptions{Node: NodeSpec{Name: "n1"}, Renew: true, Days: 1, Now: func() time.Time { return time.Now().Add(-25 * time.Hour) }})
@@ -119,7 +132,7 @@ func TestReload(t *testing.T) {
 		t.Fatal(err)
 	}
 	put(t, expired.Dir, dir, fileNode, fileNodeKey)
-	same("one that has ended", 3, "ended at")
+	same("one that has ended", 4, "ended at")
 	if _, err := loadNode(dir, clock.now); job.CodeOf(err) != job.Invalid || !strings.Contains(err.Error(), "--renew --node n1") {
 		t.Error(err)
 	}
