@@ -16,12 +16,11 @@ import (
 
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/worker"
-	"github.com/musterhq/muster/worker/gateway"
 )
 
 // benchLeader keeps a number of attempts under way until enough have been done, and does nothing else.
 type benchLeader struct {
-	gateway  *gateway.Gateway
+	gateway  *node
 	attached chan job.SessionID
 	total    int64
 	issued   atomic.Int64

@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 
 // leader is a small leader: it knows who is attached and what is granted, and records what it is told.
 type leader struct {
-	gateway *gateway.Gateway
+	gateway *node
 	autoAck bool
 	// patience is how long await waits; 0 means 30 s.
 	patience time.Duration
@@ -223,11 +223,11 @@ func newNetwork(bubble bool) *network {
 	return n
 }
 
-// serve starts a gateway's server and answers its address.
-func (n *network) serve(t testing.TB, g *gateway.Gateway, name string) string {
+// serve starts a server for a gateway or a hub and answers its address.
+func (n *network) serve(t testing.TB, name string, path string, h http.Handler, before func()) string {
 	t.Helper()
 	mux := http.NewServeMux()
-	mux.Handle(g.Handler())
+	mux.Handle(path, h)
 	p := new(http.Protocols)
 	p.SetUnencryptedHTTP2(true)
 	server := &http.Server{Handler: mux, Protocols: p, ErrorLog: slog.NewLogLogger(n.logger.Handler(), slog.LevelDebug)}
@@ -249,9 +249,7 @@ func (n *network) serve(t testing.TB, g *gateway.Gateway, name string) string {
 	done := make(chan struct{})
 	go func() { defer close(done); server.Serve(l) }()
 	t.Cleanup(func() {
-		ctx, cancel := context.WithCancel(context.Background())
-		cancel()
-		g.Close(ctx)
+		before()
 		server.Close()
 		<-done
 	})
@@ -344,7 +342,7 @@ func (c bubbleClock) Elapsed() time.Duration { return time.Since(c.start) }
 // fixture is one gateway with its leader, and the means to start agents.
 type fixture struct {
 	*network
-	gateway *gateway.Gateway
+	gateway *node
 	leader  *leader
 	address string
 	fences  uint32
@@ -361,17 +359,31 @@ func newFixture(t testing.TB, bubble bool, change ...func(*gateway.Config)) *fix
 	return f
 }
 
-func (f *fixture) addGateway(t testing.TB, name string, l gateway.Leader, change ...func(*gateway.Config)) (*gateway.Gateway, string) {
+func (f *fixture) addGateway(t testing.TB, name string, l gateway.Leader, change ...func(*gateway.Config)) (*node, string) {
 	t.Helper()
 	c := gateway.Config{Node: name, Logger: f.logger}
 	for _, ch := range change {
 		ch(&c)
 	}
-	g, err := gateway.New(c, l)
+	g, err := gateway.New(c, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return g, f.serve(t, g, name)
+	n := &node{Gateway: g}
+	if relayed {
+		n.link(t, f.network, name)
+	}
+	n.SetLeader(l)
+	path, h := g.Handler()
+	address := f.serve(t, name, path, h, func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		g.Close(ctx)
+	})
+	if relayed && l != nil {
+		n.linked(t)
+	}
+	return n, address
 }
 
 // agent is a worker that runs until the test ends.

@@ -112,15 +112,19 @@ func (t *SpecTable) Fill(batch []*job.Assignment) (specs []*Spec, assignments []
 	return specs, assignments
 }
 
-// Weight is how many bytes the document adds to a message.
+// Weight is how many bytes the document would add to a message.
 func (t *SpecTable) Weight(d *job.Document) int {
-	if d == nil || d == t.lastDocument {
+	if d == nil {
 		return 0
 	}
-	if s := t.cache.encode(d); t.slots[s] == 0 {
-		return len(s.document)
+	s := t.lastSpec
+	if d != t.lastDocument {
+		s = t.cache.encode(d)
 	}
-	return 0
+	if t.slots[s] != 0 {
+		return 0
+	}
+	return len(s.document)
 }
 
 // place answers where the other side finds a document: in its table under id, where it has to be put first if fresh; or,
