@@ -211,7 +211,7 @@ func (h *half) setCut(cut bool) {
 
 func (h *half) close(err error) {
 	h.mu.Lock()
-	if h.err == nil {
+	if h.err == nil || h.err == io.EOF { // who closes his own end reads no further, whatever is still to come
 		h.err = err
 	}
 	h.readBy.set(time.Time{}, nil)
