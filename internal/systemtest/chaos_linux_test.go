@@ -114,7 +114,7 @@ func TestPausedLeader(t *testing.T) {
 	refused := 0
 	for range 5 {
 		l := c.leader()
-		before := c.metrics(l)
+		before := c.lateLeader(l)
 		l.pause(true)
 		wait(20 * time.Second)
 		if c.leader() == l {
@@ -122,7 +122,7 @@ func TestPausedLeader(t *testing.T) {
 		}
 		l.resume()
 		c.settle(5*time.Second, 6*time.Second)
-		refused += lateLeader(c.metrics(l)) - lateLeader(before)
+		refused += c.lateLeader(l) - before
 	}
 	c.rec.add(checker.Line{Refusal: &checker.Refusal{Kind: checker.LateLeader, N: refused}})
 	_, r := c.end()

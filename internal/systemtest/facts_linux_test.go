@@ -127,13 +127,16 @@ func (c *cluster) refusals() {
 	c.rec.add(checker.Line{Refusal: &checker.Refusal{Kind: checker.LateWorker, N: n}})
 }
 
-// lateLeader counts what a node wanted to do as a leader and was refused: proposals that did not go through, and whatever
-// others refused because its epoch was over.
-func lateLeader(all map[string]float64) (n int) {
-	for k, v := range all {
+// lateLeader counts what a node wanted to do as a leader and was refused: its proposals that did not go through, and the
+// links over which other nodes heard of an epoch that they knew to be over.
+func (c *cluster) lateLeader(l *process) (n int) {
+	for k, v := range c.metrics(l) {
 		if strings.HasPrefix(k, "muster_raft_proposals_total{") && !strings.Contains(k, `outcome="ok"`) {
 			n += int(v)
 		}
+	}
+	for _, p := range c.nodes {
+		n += sum(c.metrics(p), "muster_relay_links_deposed_total")
 	}
 	return n
 }
