@@ -209,13 +209,14 @@ func (b *Bootstrapper) Run(ctx context.Context, n *Node) error {
 	lonely := time.Now() // since when no leader is heard
 	for {
 		switch member := n.member(); {
+		case member && n.leftOut():
+			n.fail(errRemoved)
 		case member && n.heard():
 			lonely = time.Now()
 		case member && time.Since(lonely) < lostAfter:
 		case member:
 			if n.cutOut(b.ask(ctx, n.homes(b.Addresses), timeout)) {
 				n.fail(errRemoved)
-				return errRemoved
 			}
 		default:
 			if err := b.round(ctx, n, join, timeout, said, heard); err != nil {
@@ -353,16 +354,20 @@ func (n *Node) homes(list []string) []string {
 	return slices.Compact(all)
 }
 
+// leftOut tells whether the newest configuration that this node has is committed and without it.
+func (n *Node) leftOut() bool {
+	f := n.raft.GetConfiguration()
+	servers := f.Configuration().Servers
+	return len(servers) > 0 && find(servers, n.id) < 0 && n.raft.CommitIndex() >= f.Index()
+}
+
 // cutOut tells whether a leader, by its own word, has a configuration without this node.
 func (n *Node) cutOut(answers []*Greeting) bool {
-	id := n.state.ClusterID()
-	for _, g := range answers {
-		if g != nil && g.LeaderID == g.NodeID && g.NodeID != n.id && len(g.Members) > 0 && g.ClusterID == id &&
-			!slices.Contains(g.Members, n.id) {
-			return true
-		}
-	}
-	return false
+	id := cmp.Or(n.state.ClusterID(), n.cfg.ClusterID)
+	return slices.ContainsFunc(answers, func(g *Greeting) bool {
+		return g != nil && g.LeaderID == g.NodeID && g.NodeID != n.id && len(g.Members) > 0 && !slices.Contains(g.Members, n.id) &&
+			(id == "" || g.ClusterID == id)
+	})
 }
 
 // Peer is a node as Raft addresses it.

@@ -156,14 +156,9 @@ func (n *Node) awaitLeadership(ctx context.Context) (generation uint64, ok bool,
 		if leading {
 			return generation, true, nil
 		}
-		if n.raft.State() == raft.Shutdown && n.closing.Err() == nil {
-			n.fail(errRemoved) // Raft ends by itself only in a leader that has removed itself
-			return 0, false, errRemoved
-		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-		case <-n.raftStopped:
 		}
 	}
 }

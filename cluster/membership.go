@@ -283,6 +283,7 @@ func (n *Node) Remove(ctx context.Context, node string, force bool) error {
 	}
 	n.log.Info("a node was removed", "node", node, "server", gone.ID)
 	if string(gone.ID) == n.id {
+		n.fail(errRemoved)
 		return nil // the next leader sweeps the row
 	}
 	if err := proposeOnly(ctx, n, &fsm.DropNode{ID: string(gone.ID)}); err != nil {

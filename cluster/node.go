@@ -172,8 +172,10 @@ func (n *Node) startRaft(transport raft.Transport) error {
 		MaxAppendEntries:   64,
 		// Entries queue up while the one before is being synced and then share one transaction. The price, that the
 		// timeout of an apply ends when the entry is queued, costs nothing here: nobody waits for that timeout.
-		BatchApplyCh:      true,
-		ShutdownOnRemove:  true,
+		BatchApplyCh: true,
+		// A server that was removed stands for election no more. Its process ends by our own doing, see errRemoved: Raft
+		// would leave its transport and goroutines behind.
+		ShutdownOnRemove:  false,
 		TrailingLogs:      10240, // until the first snapshot sets it
 		SnapshotInterval:  neverInterval,
 		SnapshotThreshold: neverThreshold,
