@@ -28,6 +28,9 @@ type Config struct {
 	DataDir string
 	// Addresses are the base URLs of the nodes' APIs, such as https://10.0.0.1:8080. At least one.
 	Addresses []string
+	// Refresh answers the addresses anew. It is asked now and then, and when none of those that are known answers. Nil: they
+	// stay as they are.
+	Refresh func(ctx context.Context) ([]string, error)
 	// Labels are what selectors match.
 	Labels map[string]string
 	// Slots is how much runs at once. Default: the number of CPUs.

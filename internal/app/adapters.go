@@ -1,21 +1,27 @@
 package app
 
 import (
+	"cmp"
 	"context"
+	"math/rand/v2"
+	"slices"
 
 	"github.com/musterhq/muster/api"
 	"github.com/musterhq/muster/job"
-	"github.com/musterhq/muster/scheduler"
 )
 
 // The adapters say in the API's words what the parts of a node say in theirs.
 
 func (n *node) buildAPI() (err error) {
-	n.api, err = api.New(api.Config{
-		Store: n.store, Schedules: schedules{n}, Leases: leases{n}, Leader: leader{n}, Flags: flags{n}, Hints: hints{n},
-		Output: outputs{n}, Joiner: joiner{n}, Cluster: clusterView{n}, Metrics: n.metricsHandler(),
-		Version: n.Version, Logger: n.Logger, Registerer: n.registry, Now: n.Now,
-	})
+	c := api.Config{
+		Store: freshStore{n.store, n.raft.CatchUp}, Schedules: schedules{n}, Leases: leases{n}, Leader: leader{n}, Flags: flags{n},
+		Hints: hints{n}, Output: outputs{n}, Joiner: joiner{n}, Cluster: clusterView{n}, Admin: administer{n}, Snapshots: snapshots{n},
+		Metrics: n.metricsHandler(), Version: n.Version, Logger: n.Logger, Registerer: n.registry, Now: n.clock.Now,
+	}
+	if n.guard != nil {
+		c.Authorize, c.Credentials = n.guard.Authorize, credentials{n}
+	}
+	n.api, err = api.New(c)
 	return err
 }
 
@@ -48,9 +54,7 @@ func (s schedules) PauseJob(ctx context.Context, j *job.Job, paused bool) error 
 	if err := change(ctx, j.ID); err != nil {
 		return err
 	}
-	if t := s.term.Load(); t != nil {
-		t.ScheduleChanged()
-	}
+	s.raft.Peers().SchedulesChanged()
 	return nil
 }
 
@@ -76,35 +80,12 @@ func (l leases) Grants() []job.Grant                  { return l.state.Grants() 
 
 type leader struct{ *node }
 
-func (l leader) leading() (*scheduler.Term, error) {
-	if t := l.term.Load(); t != nil {
-		return t, nil
-	}
-	return nil, job.Errorf(job.Unavailable, "no_leader", "no node leads at the moment; try again in a few seconds")
-}
-
 func (l leader) Explain(ctx context.Context, r *job.Run) ([]string, error) {
-	t, err := l.leading()
-	if err != nil {
-		return nil, err
-	}
-	return t.Explain(ctx, r)
+	return l.raft.Peers().Explain(ctx, r)
 }
 
-func (l leader) Workers(context.Context) ([]job.Worker, error) {
-	t, err := l.leading()
-	if err != nil {
-		return nil, err
-	}
-	workers := t.Workers()
-	addresses := map[string]string{} // gossip is a rumour, and good enough for this
-	for _, m := range l.gossip.Members() {
-		addresses[m.Name] = m.Address
-	}
-	for i := range workers {
-		workers[i].Address = addresses[workers[i].Name]
-	}
-	return workers, nil
+func (l leader) Workers(ctx context.Context) ([]job.Worker, error) {
+	return l.raft.Peers().Workers(ctx)
 }
 
 func (l leader) Worker(ctx context.Context, name string) (*job.Worker, error) {
@@ -126,9 +107,7 @@ func (f flags) FlagWorker(ctx context.Context, name string, state job.WorkerStat
 	if err := f.control.FlagWorker(ctx, name, state); err != nil {
 		return err
 	}
-	if t := f.term.Load(); t != nil {
-		t.WorkerFlagged()
-	}
+	f.raft.Peers().WorkersFlagged()
 	return nil
 }
 
@@ -136,68 +115,67 @@ func (f flags) Maintain(ctx context.Context, on bool) error {
 	if err := f.control.Maintenance(ctx, on); err != nil {
 		return err
 	}
-	if t := f.term.Load(); t != nil {
-		t.ScheduleChanged()
-	}
+	f.raft.Peers().SchedulesChanged()
 	return nil
 }
 
 type hints struct{ *node }
 
 func (h hints) Born(runs []*job.Run) {
-	if t := h.term.Load(); t != nil {
-		t.Born(runs)
+	entries := make([]job.QueueEntry, 0, len(runs))
+	for _, r := range runs {
+		if r.State == job.Queued || r.State == job.Scheduled {
+			entries = append(entries, r.Entry())
+		}
+	}
+	if len(entries) > 0 {
+		h.raft.Peers().Born(entries)
 	}
 }
 
-func (h hints) CancelRequested(ids []job.RunID) {
-	if t := h.term.Load(); t != nil {
-		t.CancelRequested(ids)
-	}
-}
+func (h hints) CancelRequested(ids []job.RunID) { h.raft.Peers().CancelRequested(ids) }
 
 type joiner struct{ *node }
 
+// Join implements api.Joiner. Whether the caller may join at all was decided before; which name it may have, is here.
 func (j joiner) Join(ctx context.Context, q api.JoinRequest) (*api.JoinAnswer, error) {
-	p, err := j.gossip.Assign(ctx, q.Name)
+	a := &api.JoinAnswer{ClusterID: cmp.Or(j.state.ClusterID(), j.raft.ID()), Streams: j.streams()}
+	if j.guard != nil {
+		if err := j.guard.MayJoin(ctx, q.Name); err != nil {
+			return nil, err
+		}
+		if q.CSR != "" {
+			var err error
+			if a.Certificate, a.CA, err = j.identity.SignWorker(q.CSR, q.Name, 0); err != nil {
+				return nil, err
+			}
+		}
+	}
+	g := j.gossip.Load()
+	if g == nil {
+		return a, nil
+	}
+	p, err := g.Assign(ctx, q.Name)
 	if err != nil {
 		return nil, err
 	}
-	return &api.JoinAnswer{ClusterID: j.raft.ID(), Streams: []string{j.url}, Cell: p.Cell, Seeds: p.Seeds, GossipKey: p.Key}, nil
+	a.Cell, a.Seeds, a.GossipKey = p.Cell, p.Seeds, p.Key
+	return a, nil
 }
 
-type clusterView struct{ *node }
-
-func (c clusterView) Status(context.Context) (*api.ClusterStatus, error) {
-	s := c.raft.Status()
-	out := &api.ClusterStatus{ID: s.ID, Node: c.Name, Version: c.Version, Epoch: c.state.Epoch(), Store: "embedded",
-		Maintenance: c.control.Paused(job.JobID{}, "") == job.Maintenance}
-	for _, v := range s.Servers {
-		x := api.NodeStatus{ID: v.ID, Name: v.ID, Role: "nonvoter", Raft: v.Address}
-		if v.Voter {
-			x.Role = "voter"
+// streams are where worker streams end: on this node, and on the others in any order.
+func (n *node) streams() []string {
+	all := []string{n.url}
+	for _, v := range n.others() {
+		if v.API != "" {
+			all = append(all, v.API)
 		}
-		if v.ID == s.LeaderID {
-			x.Role = "leader"
-			out.Leader = v.ID
-		}
-		if v.ID == s.ID {
-			x.Name, x.API, x.Version, x.Healthy, x.LastSeenAt = c.Name, c.url, c.Version, true, job.At(c.Now())
-			if x.Role == "leader" {
-				out.Leader = c.Name
-			}
-		}
-		out.Nodes = append(out.Nodes, x)
 	}
-	return out, nil
+	rand.Shuffle(len(all)-1, func(i, j int) { all[i+1], all[j+1] = all[j+1], all[i+1] })
+	return all
 }
 
-func (c clusterView) Ready(context.Context) error {
-	if c.term.Load() == nil {
-		return job.Errorf(job.Unavailable, "no_leader", "no node leads at the moment")
-	}
-	return nil
+// others are the other nodes of the directory.
+func (n *node) others() []job.Node {
+	return slices.DeleteFunc(n.state.Nodes(), func(v job.Node) bool { return v.ID == n.raft.ID() })
 }
-
-func (clusterView) Home() job.Home { return job.HomeQuorum }
-func (clusterView) Rung() job.Home { return job.HomeQuorum }

@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Elapsed is the time since boot, suspended time included (L4).
-func (systemClock) Elapsed() time.Duration {
+// elapsed is the time since boot, suspended time included (L4).
+func elapsed() time.Duration {
 	var t unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
 		panic("CLOCK_BOOTTIME cannot be read: " + err.Error()) // it exists since Linux 2.6.39

@@ -6,5 +6,5 @@ import "time"
 
 var processStart = time.Now()
 
-// Elapsed is the time since the process began. Whether suspended time counts is up to the system.
-func (systemClock) Elapsed() time.Duration { return time.Since(processStart) }
+// elapsed is the time since the process began. Whether suspended time counts is up to the system.
+func elapsed() time.Duration { return time.Since(processStart) }

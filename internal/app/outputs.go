@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"errors"
 	"slices"
 	"sync"
 
 	"github.com/musterhq/muster/api"
+	"github.com/musterhq/muster/cluster"
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/worker/gateway/output"
 )
@@ -142,10 +142,7 @@ func ownOutput(ctx context.Context, s *output.Store, q api.OutputQuery, each fun
 	}
 }
 
-// others are the other nodes of the directory.
-func (n *node) others() []job.Node { return nil }
-
 // outputOf reads what another node has.
 func (n *node) outputOf(ctx context.Context, other job.Node, q api.OutputQuery, each func(api.OutputChunk) error) error {
-	return errors.ErrUnsupported
+	return n.raft.Peers().Output(ctx, other.ID, cluster.OutputQuery(q), func(c cluster.OutputChunk) error { return each(api.OutputChunk(c)) })
 }

@@ -3,9 +3,10 @@ package app
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
+	"net"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -83,23 +84,32 @@ func RunWorker(ctx context.Context, o WorkerOptions) error {
 	if err := config.Validate(); err != nil { // before anybody waits for a node
 		return err
 	}
-	api, err := client.New(client.Config{Addresses: o.Join, RetryFor: -1}) // join says itself what fails, and tries again
+	door, err := openDoor(o)
 	if err != nil {
 		return err
 	}
-	defer api.Close()
-	answer, err := join(ctx, api, o)
+	defer door.close()
+	answer, err := door.join(ctx)
 	if err != nil || answer == nil {
 		return err
 	}
 	config.Addresses = streams(o.Join, answer.Streams)
+	config.HTTPClient = door.streams
+	config.Refresh = func(ctx context.Context) ([]string, error) {
+		answer, err := door.ask(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return streams(o.Join, answer.Streams), nil
+	}
 	agent, err := worker.New(config)
 	if err != nil {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return agent.Run(ctx) })
-	g.Go(func() error { return gossip(ctx, api, o, answer) })
+	g.Go(func() error { return gossip(ctx, door, answer) })
+	g.Go(func() error { return door.renew(ctx) })
 	if o.Attached != nil {
 		o.Attached(answer.Streams[0])
 	}
@@ -109,38 +119,11 @@ func RunWorker(ctx context.Context, o WorkerOptions) error {
 	return nil
 }
 
-// join asks until a node answers or ctx ends (then the answer is nil): a worker may be started before its nodes.
-func join(ctx context.Context, api *client.Client, o WorkerOptions) (*client.JoinAnswer, error) {
-	pause := 200 * time.Millisecond
-	for {
-		answer, err := api.Join(ctx, client.JoinRequest{Name: o.Name, Version: o.Version})
-		switch code := job.CodeOf(err); {
-		case err == nil && len(answer.Streams) > 0:
-			return answer, nil
-		case ctx.Err() != nil:
-			return nil, nil
-		case err != nil && code != job.Unavailable && code != job.Unknown && code != job.Exhausted:
-			return nil, fmt.Errorf("join the cluster: %w", err)
-		}
-		o.Logger.Warn("no node lets this worker join yet", "addresses", o.Join, "err", err)
-		select {
-		case <-ctx.Done():
-			return nil, nil
-		case <-time.After(pause):
-			pause = min(2*pause, 10*time.Second)
-		}
-	}
-}
-
 // streams are where the agent may attach: what the answer names first, then what the user named.
 func streams(join, answered []string) []string {
 	out := append([]string(nil), answered...)
 	for _, a := range join {
-		known := false
-		for _, b := range out {
-			known = known || a == b
-		}
-		if !known {
+		if !slices.Contains(out, a) {
 			out = append(out, a)
 		}
 	}
@@ -149,12 +132,13 @@ func streams(join, answered []string) []string {
 
 // gossip keeps the worker in a cell. It is a rumour: without it the worker works all the same, so what fails is tried
 // again and never an end.
-func gossip(ctx context.Context, api *client.Client, o WorkerOptions, answer *client.JoinAnswer) error {
+func gossip(ctx context.Context, d *door, answer *client.JoinAnswer) error {
+	o := d.WorkerOptions
 	pause := time.Second
 	for answer == nil || answer.Cell != "" {
 		if answer != nil {
 			member, err := cluster.JoinCell(ctx, cluster.CellConfig{Cell: answer.Cell, Seeds: answer.Seeds, Key: answer.GossipKey,
-				Name: o.Name, Version: o.Version, Logger: o.Logger})
+				Name: o.Name, Version: o.Version, Address: gossipAddress(answer.Seeds), Logger: o.Logger})
 			if err == nil {
 				pause = time.Second
 				stay(ctx, member)
@@ -178,7 +162,7 @@ func gossip(ctx context.Context, api *client.Client, o WorkerOptions, answer *cl
 			pause = min(2*pause, time.Minute)
 		}
 		var err error
-		if answer, err = api.Join(ctx, client.JoinRequest{Name: o.Name, Version: o.Version}); err != nil {
+		if answer, err = d.ask(ctx); err != nil {
 			o.Logger.Warn("asking for a gossip cell is tried again", "err", err)
 		}
 	}
@@ -204,4 +188,20 @@ func cmpOr(v, otherwise string) string {
 		return otherwise
 	}
 	return v
+}
+
+// gossipAddress is where this worker listens for gossip: on the address from which it reaches the nodes, on any port.
+func gossipAddress(seeds []string) string {
+	for _, seed := range seeds {
+		c, err := net.Dial("udp", seed) // sends nothing: it asks the machine for its route
+		if err != nil {
+			continue
+		}
+		host, _, err := net.SplitHostPort(c.LocalAddr().String())
+		c.Close()
+		if err == nil {
+			return net.JoinHostPort(host, "0")
+		}
+	}
+	return ""
 }

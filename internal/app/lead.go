@@ -1,0 +1,116 @@
+package app
+
+import (
+	"context"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/musterhq/muster/job"
+	"github.com/musterhq/muster/scheduler"
+	"github.com/musterhq/muster/worker/gateway"
+	"github.com/musterhq/muster/worker/gateway/relay"
+)
+
+// gateways is all workers' way in, as the term reaches them.
+func (n *node) gateways() scheduler.Gateways {
+	if n.hub != nil {
+		return n.hub
+	}
+	return n.gateway
+}
+
+// lead is one reign: it returns when the term's work has wholly ended (L1).
+func (n *node) lead(ctx context.Context) error {
+	term, err := scheduler.Begin(ctx, scheduler.Config{
+		Control: n.control, Store: n.store, Queue: n.queue, Gateways: n.gateways(), Clock: systemClock{n.clock.Now, n.Elapsed},
+		Jitter: rand.Float64, Logger: n.Logger, History: n.History, Metrics: n.schedulerMetrics(),
+	})
+	if err != nil {
+		return err
+	}
+	n.begin()
+	n.term.Store(term)
+	defer n.term.Store(nil)
+	if n.hub == nil {
+		n.gateway.SetLeader(term)
+		defer n.gateway.SetLeader(nil)
+		return term.Run(ctx)
+	}
+	if err := n.hub.Lead(term, term.Epoch()); err != nil {
+		return err
+	}
+	defer n.hub.Unlead()
+	return term.Run(ctx)
+}
+
+// begin is called, perhaps more than once, when this node knows all that the cluster had accepted.
+func (n *node) begin() {
+	n.calm()
+	n.started.Store(true)
+}
+
+// awaitReady returns when this node takes requests: it leads, or knows all that the leader had committed.
+func (n *node) awaitReady(ctx context.Context) error {
+	for {
+		if n.LocalOnly && n.term.Load() != nil || !n.LocalOnly && n.started.Load() {
+			return nil
+		}
+		if !n.LocalOnly && n.raft.CatchUp(ctx) == nil {
+			n.begin()
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// follow links this node's gateway to whoever else leads.
+func (n *node) follow(ctx context.Context) error {
+	changed := make(chan struct{}, 1)
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	watch.Go(func() { n.watchLeader(ctx, changed) })
+	return relay.Follow(ctx, relay.FollowConfig{Node: n.Name, Self: n.raft.ID(), Gateway: n.gateway, Leader: n.raft.Leader, Changed: changed,
+		Epoch: n.state.Epoch, Client: n.port.HTTPClient(), URL: n.port.URL, Logger: n.Logger, Registerer: n.registry})
+}
+
+// watchLeader signals when Raft names another leader.
+func (n *node) watchLeader(ctx context.Context, changed chan<- struct{}) {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	last := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if id, _, _ := n.raft.Leader(); id != last {
+			last = id
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		}
+	}
+}
+
+// handOver gives leadership away before this node stops, so that the cluster need not notice its absence first.
+func (n *node) handOver() {
+	if n.port == nil || !n.raft.Leading() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := n.raft.Transfer(ctx, ""); err != nil {
+		n.Logger.Warn("leadership cannot be handed over before the stop", "err", err)
+	}
+}
+
+var _ gateway.Leader = (*scheduler.Term)(nil)
+
+var errNoLeader = job.Errorf(job.Unavailable, "no_leader", "no node leads at the moment; try again in a few seconds")
