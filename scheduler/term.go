@@ -14,13 +14,14 @@ import (
 	"github.com/musterhq/muster/scheduler/dispatch"
 	"github.com/musterhq/muster/scheduler/fleet"
 	"github.com/musterhq/muster/scheduler/overlap"
+	"github.com/musterhq/muster/scheduler/pace"
 	"github.com/musterhq/muster/scheduler/reap"
 	"github.com/musterhq/muster/scheduler/reconcile"
 	"github.com/musterhq/muster/scheduler/settle"
 	"github.com/musterhq/muster/scheduler/specs"
 )
 
-// Config is what a term works with. All fields but Metrics are required.
+// Config is what a term works with. All fields but History, Metrics and Pace are required.
 type Config struct {
 	Control  Control
 	Store    Store
@@ -31,6 +32,7 @@ type Config struct {
 	Logger   *slog.Logger
 	History  time.Duration // how long terminal runs are kept; 0: 30 days
 	Metrics  *Metrics      // nil: none
+	Pace     pace.Pace     // how parts wait; nil: in real time
 }
 
 // Term is one reign of this node. It is good for one Run.
@@ -39,7 +41,8 @@ type Term struct {
 	epoch job.Epoch
 	wake  chan struct{}
 	// cancels are hints; when it is full they are lost.
-	cancels chan []job.RunID
+	cancels   chan []job.RunID
+	cancelled chan struct{} // signalled when there are some
 
 	fleet      *fleet.Fleet
 	specs      *specs.Specs
@@ -64,6 +67,9 @@ func Begin(ctx context.Context, c Config) (*Term, error) {
 	if c.Metrics == nil {
 		c.Metrics = &Metrics{}
 	}
+	if c.Pace == nil {
+		c.Pace = pace.Real{}
+	}
 	epoch, err := c.Control.RaiseEpoch(ctx, 0)
 	if err != nil {
 		return nil, fmt.Errorf("raise the epoch in raft: %w", err)
@@ -77,19 +83,20 @@ func Begin(ctx context.Context, c Config) (*Term, error) {
 	if err := c.Queue.Reset(ctx, epoch); err != nil {
 		return nil, fmt.Errorf("empty the queue: %w", err)
 	}
-	t := &Term{Config: c, epoch: epoch, wake: make(chan struct{}, 1), cancels: make(chan []job.RunID, 1024)}
+	t := &Term{Config: c, epoch: epoch, wake: make(chan struct{}, 1), cancels: make(chan []job.RunID, 1024), cancelled: make(chan struct{}, 1)}
 	now := func() job.Instant { return job.At(c.Clock.Now()) }
 	t.fleet = fleet.New(now, c.Clock.Elapsed, c.Control.WorkerFlag)
+	t.fleet.Pace = c.Pace
 	t.fleet.Resume(c.Control.Grants())
 	t.specs = specs.New(c.Store)
 	t.overlap = overlap.New(c.Store)
 	t.settler = &settle.Settler{Epoch: epoch, Store: c.Store, Queue: c.Queue, Gateways: c.Gateways, Fleet: t.fleet, Specs: t.specs,
-		Overlap: t.overlap, Now: now, Jitter: c.Jitter, Logger: c.Logger, Wake: t.Wake,
+		Overlap: t.overlap, Now: now, Pace: c.Pace, Jitter: c.Jitter, Logger: c.Logger, Wake: t.Wake,
 		Metrics: settle.Metrics{Settled: c.Metrics.settled, Refused: c.Metrics.refused}}
 	t.settler.Init()
 	t.dispatcher = &dispatch.Dispatcher{Epoch: epoch, Store: c.Store, Queue: c.Queue, Control: c.Control, Gateways: c.Gateways,
-		Mover: t.settler, Fleet: t.fleet, Specs: t.specs, Now: now, Logger: c.Logger}
-	t.clock = &clock.Clock{Epoch: epoch, Control: c.Control, Store: c.Store, Overlap: t.overlap, Now: now, Logger: c.Logger,
+		Mover: t.settler, Fleet: t.fleet, Specs: t.specs, Now: now, Pace: c.Pace, Logger: c.Logger}
+	t.clock = &clock.Clock{Epoch: epoch, Control: c.Control, Store: c.Store, Overlap: t.overlap, Now: now, Pace: c.Pace, Logger: c.Logger,
 		Born: t.Born, Replace: t.replace, Decided: c.Metrics.decided}
 	t.reaper = &reap.Reaper{Epoch: epoch, Fleet: t.fleet, Control: c.Control, Gateways: c.Gateways, Report: t.settler.Report, Logger: c.Logger}
 	t.reconciler = &reconcile.Reconciler{Epoch: epoch, Store: c.Store, Queue: c.Queue, Control: c.Control, Mover: t.settler,
@@ -111,16 +118,10 @@ func (t *Term) Epoch() job.Epoch { return t.epoch }
 func (t *Term) Run(reign context.Context) error {
 	t.Logger.Info("this node leads", "epoch", t.epoch, "schedules", t.clock.Jobs(), "leases", len(t.fleet.Leases()))
 	g, ctx := errgroup.WithContext(reign)
-	g.Go(func() error { return t.clock.Run(ctx) })
-	g.Go(func() error { return t.clock.RunStore(ctx) })
-	g.Go(func() error { return t.dispatch(ctx) })
-	g.Go(func() error { return t.settler.Run(ctx) })
-	g.Go(func() error { return t.reaper.Run(ctx) })
-	g.Go(func() error { return t.reconciler.Run(ctx) })
-	g.Go(func() error { return t.schedules.Run(ctx) })
-	g.Go(func() error { return t.prune(ctx) })
-	g.Go(func() error { return t.cancel(ctx) })
-	g.Go(func() error { <-ctx.Done(); t.settler.Stop(); return nil })
+	for _, p := range t.Parts() {
+		g.Go(func() error { return p.Run(ctx) })
+	}
+	g.Go(func() error { <-ctx.Done(); t.Stop(); return nil })
 	err := g.Wait()
 	if reign.Err() != nil {
 		err = nil // the parts were told to stop: whatever they say of it
@@ -128,6 +129,20 @@ func (t *Term) Run(reign context.Context) error {
 	t.Logger.Info("this node no longer leads", "epoch", t.epoch, "err", err)
 	return err
 }
+
+// Parts are the loops that Run runs beside each other. Whoever gives them their turns himself, as the simulation does, calls
+// Stop when the term's context ends.
+func (t *Term) Parts() []*pace.Part {
+	return []*pace.Part{
+		t.clock.Deciding(), t.clock.Storing(), t.settler.Settling(), t.reaper.Reaping(), t.reconciler.Reconciling(), t.schedules.Comparing(),
+		{Name: "dispatcher", Turn: t.dispatch, Signals: [2]<-chan struct{}{t.wake, t.fleet.Freed()}},
+		{Name: "janitor", Turn: t.prune},
+		{Name: "canceller", Turn: t.cancel, Signals: [2]<-chan struct{}{t.cancelled}},
+	}
+}
+
+// Stop lets everybody go who waits to bring results.
+func (t *Term) Stop() { t.settler.Stop() }
 
 // Wake tells the dispatcher that something may be startable.
 func (t *Term) Wake() {
@@ -140,69 +155,42 @@ func (t *Term) Wake() {
 // idleWake bounds the dispatcher's sleep: the reconciler finds what no signal told.
 const idleWake = 5 * time.Second
 
-func (t *Term) dispatch(ctx context.Context) error {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		p, err := t.dispatcher.Step(ctx)
-		if p.Granted > 0 {
-			t.Metrics.granted(p.Granted)
-		}
-		wait := idleWake
-		switch {
-		case job.CodeOf(err) == job.Fenced || err != nil && ctx.Err() != nil:
-			return err
-		case err != nil:
-			t.Logger.Warn("dispatching is retried", "err", err)
-			pause(ctx, 100*time.Millisecond)
-			continue
-		case p.Undeliverable > 0:
-			pause(ctx, 20*time.Millisecond) // the gateway is about to say that the session is gone
-			continue
-		case p.Granted > 0 || p.Dropped > 0:
-			continue
-		case p.NextAt != 0:
-			wait = min(wait, max(time.Millisecond, p.NextAt.Sub(job.At(t.Clock.Now()))))
-		}
-		timer.Reset(wait)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-t.wake:
-		case <-t.fleet.Freed():
-		case <-timer.C:
-		}
+func (t *Term) dispatch(ctx context.Context) (time.Duration, error) {
+	p, err := t.dispatcher.Step(ctx)
+	if p.Granted > 0 {
+		t.Metrics.granted(p.Granted)
 	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
+	switch {
+	case job.CodeOf(err) == job.Fenced || err != nil && ctx.Err() != nil:
+		return 0, err
+	case err != nil:
+		t.Logger.Warn("dispatching is retried", "err", err)
+		t.Pace.Sleep(ctx, 100*time.Millisecond)
+		return 0, nil
+	case p.Undeliverable > 0:
+		t.Pace.Sleep(ctx, 20*time.Millisecond) // the gateway is about to say that the session is gone
+		return 0, nil
+	case p.Granted > 0 || p.Dropped > 0:
+		return 0, nil
+	case p.NextAt != 0:
+		return min(idleWake, max(time.Millisecond, p.NextAt.Sub(job.At(t.Clock.Now())))), nil
 	}
+	return idleWake, nil
 }
 
 // prune drops history. It is the janitor of L10.
-func (t *Term) prune(ctx context.Context) error {
+func (t *Term) prune(ctx context.Context) (time.Duration, error) {
 	const limit = 5000
-	tick := time.NewTicker(2 * time.Second)
-	defer tick.Stop()
-	for {
-		n, err := t.Store.Prune(ctx, t.epoch, job.At(t.Clock.Now().Add(-t.History)), limit)
-		switch {
-		case job.CodeOf(err) == job.Fenced || err != nil && ctx.Err() != nil:
-			return err
-		case err != nil:
-			t.Logger.Warn("dropping history is retried", "err", err)
-		case n >= limit:
-			continue
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
+	n, err := t.Store.Prune(ctx, t.epoch, job.At(t.Clock.Now().Add(-t.History)), limit)
+	switch {
+	case job.CodeOf(err) == job.Fenced || err != nil && ctx.Err() != nil:
+		return 0, err
+	case err != nil:
+		t.Logger.Warn("dropping history is retried", "err", err)
+	case n >= limit:
+		return 0, nil
 	}
+	return 2 * time.Second, nil
 }
 
 // Born is the hint that runs were stored (Q1). It may be lost: the reconciler finds them.
@@ -236,16 +224,21 @@ func (t *Term) CancelRequested(ids []job.RunID) {
 	select {
 	case t.cancels <- ids:
 	default:
+		return
+	}
+	select {
+	case t.cancelled <- struct{}{}:
+	default:
 	}
 }
 
-func (t *Term) cancel(ctx context.Context) error {
+func (t *Term) cancel(ctx context.Context) (time.Duration, error) {
 	for {
 		select {
-		case <-ctx.Done():
-			return nil
 		case ids := <-t.cancels:
 			t.stop(ctx, job.CancelRequested, ids...)
+		default:
+			return pace.Forever, nil
 		}
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/job/timetable"
 	"github.com/musterhq/muster/scheduler/overlap"
+	"github.com/musterhq/muster/scheduler/pace"
 )
 
 // Control is the part of the Raft state that ticks live in.
@@ -52,13 +53,14 @@ const (
 	longestSleep = time.Second
 )
 
-// Clock is one term's. Run and Step are for one goroutine.
+// Clock is one term's. Deciding is one goroutine's, Storing another's.
 type Clock struct {
 	Epoch   job.Epoch
 	Control Control
 	Store   Store
 	Overlap *overlap.Tracker
 	Now     func() job.Instant
+	Pace    pace.Pace
 	Logger  *slog.Logger
 	// Born is told of runs that came into being.
 	Born func([]*job.Run)
@@ -86,7 +88,7 @@ type entry struct {
 	index int // in the heap; -1: not in it
 }
 
-// Load reads all marks, and the decisions that no store has. It is called once, before Run.
+// Load reads all marks, and the decisions that no store has. It is called once, before all else.
 func (c *Clock) Load() {
 	c.toStore, c.room = make(chan struct{}, 1), maxTicks
 	c.read = map[string]*timetable.Timetable{}
@@ -223,39 +225,33 @@ func (c *Clock) Next() job.Instant {
 // Jobs is how many schedules the clock holds.
 func (c *Clock) Jobs() int { return len(c.jobs) }
 
-// Run decides ticks until ctx ends or a newer epoch fences this one. RunStore runs beside it.
-func (c *Clock) Run(ctx context.Context) error {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		n, err := c.Step(ctx)
-		if err != nil {
-			if job.CodeOf(err) == job.Fenced || ctx.Err() != nil {
-				return err
-			}
-			c.Logger.Warn("deciding ticks is retried", "err", err)
-			n = 0
+// Deciding is the part that decides ticks. Storing is beside it.
+func (c *Clock) Deciding() *pace.Part {
+	return &pace.Part{Name: "clock", Turn: c.turn, Signals: [2]<-chan struct{}{c.Control.ScheduleChanges()}}
+}
+
+func (c *Clock) turn(ctx context.Context) (time.Duration, error) {
+	n, err := c.Step(ctx)
+	if err != nil {
+		if job.CodeOf(err) == job.Fenced || ctx.Err() != nil {
+			return 0, err
 		}
-		wait := longestSleep
-		switch next := c.Next(); {
-		case err != nil:
-			wait = 100 * time.Millisecond
-		case n > 0:
-			wait = 0
-		case next != 0:
-			wait = min(wait, max(0, next.Sub(c.Now())))
-		}
-		if c.backlogged() {
-			wait = max(wait, 50*time.Millisecond)
-		}
-		timer.Reset(wait)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-timer.C:
-		case <-c.Control.ScheduleChanges():
-		}
+		c.Logger.Warn("deciding ticks is retried", "err", err)
+		n = 0
 	}
+	wait := longestSleep
+	switch next := c.Next(); {
+	case err != nil:
+		wait = 100 * time.Millisecond
+	case n > 0:
+		wait = 0
+	case next != 0:
+		wait = min(wait, max(0, next.Sub(c.Now())))
+	}
+	if c.backlogged() {
+		wait = max(wait, 50*time.Millisecond)
+	}
+	return wait, nil
 }
 
 func (c *Clock) backlogged() bool {
@@ -374,32 +370,28 @@ func (c *Clock) reload(batch []*entry) {
 	c.note(more)
 }
 
-// RunStore stores decided ticks until ctx ends or a newer epoch fences this one.
-func (c *Clock) RunStore(ctx context.Context) error {
-	for {
-		n, err := c.StepStore(ctx)
-		switch {
-		case job.CodeOf(err) == job.Fenced || err != nil && ctx.Err() != nil:
-			return err
-		case err != nil:
-			c.Logger.Warn("storing ticks is retried", "err", err)
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(200 * time.Millisecond):
-			}
-		case n == 0:
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-c.toStore:
-			}
-		}
+// Storing is the part that stores decided ticks. Load must have been called.
+func (c *Clock) Storing() *pace.Part {
+	return &pace.Part{Name: "ticks", Turn: c.turnStore, Signals: [2]<-chan struct{}{c.toStore}}
+}
+
+func (c *Clock) turnStore(ctx context.Context) (time.Duration, error) {
+	n, err := c.StepStore(ctx)
+	switch {
+	case job.CodeOf(err) == job.Fenced || err != nil && ctx.Err() != nil:
+		return 0, err
+	case err != nil:
+		c.Logger.Warn("storing ticks is retried", "err", err)
+		c.Pace.Sleep(ctx, 200*time.Millisecond)
+		return 0, nil
+	case n == 0:
+		return pace.Forever, nil
 	}
+	return 0, nil
 }
 
 // Recover stores what an earlier leader decided and could not store. What a full store has no room for is left to
-// RunStore, and counts for overlap from now on: the term must begin all the same, for nothing else makes room.
+// Storing, and counts for overlap from now on: the term must begin all the same, for nothing else makes room.
 func (c *Clock) Recover(ctx context.Context) error {
 	for {
 		n, err := c.StepStore(ctx)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/scheduler/fleet"
+	"github.com/musterhq/muster/scheduler/pace"
 	"github.com/musterhq/muster/scheduler/specs"
 )
 
@@ -63,6 +64,7 @@ type Dispatcher struct {
 	Fleet    *fleet.Fleet
 	Specs    *specs.Specs
 	Now      func() job.Instant
+	Pace     pace.Pace
 	Logger   *slog.Logger
 
 	sequence uint32
@@ -317,10 +319,8 @@ func (d *Dispatcher) record(ctx context.Context, grants []job.Grant, ended []job
 			return refused, err
 		}
 		d.Logger.Warn("granting is repeated", "count", len(grants), "err", err)
-		select {
-		case <-ctx.Done():
+		if d.Pace.Sleep(ctx, 100*time.Millisecond); ctx.Err() != nil {
 			return nil, err
-		case <-time.After(100 * time.Millisecond):
 		}
 	}
 }

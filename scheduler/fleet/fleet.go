@@ -13,10 +13,14 @@ import (
 	"time"
 
 	"github.com/musterhq/muster/job"
+	"github.com/musterhq/muster/scheduler/pace"
 )
 
 // Fleet is safe for concurrent use. Now is the wall clock; elapsed a clock that runs through suspend (L4).
 type Fleet struct {
+	// Pace is how Tell waits its turn; New sets pace.Real.
+	Pace pace.Pace
+
 	now     func() job.Instant
 	elapsed func() time.Duration
 	flag    func(worker string) job.WorkerState
@@ -76,7 +80,7 @@ func keyOf(l job.LaneKey) (holdKey, bool) {
 // New makes an empty fleet. flag says whether an operator cordoned a worker or drains it.
 func New(now func() job.Instant, elapsed func() time.Duration, flag func(worker string) job.WorkerState) *Fleet {
 	return &Fleet{
-		now: now, elapsed: elapsed, flag: flag,
+		Pace: pace.Real{}, now: now, elapsed: elapsed, flag: flag,
 		workers: map[string]*worker{}, sessions: map[job.SessionID]*worker{}, leases: map[job.RunID]*Lease{},
 		reserved: map[job.RunID]*reservation{}, moving: map[job.RunID]struct{}{}, held: map[holdKey]int{}, touched: map[job.RunID]struct{}{},
 		freed: make(chan struct{}, 1), telling: make(chan struct{}, 1),
@@ -168,6 +172,7 @@ func (f *Fleet) Attach(session job.SessionID, node string, h job.WorkerHello) (A
 				Error: "the worker restarted while the run was granted to it"})
 		}
 	}
+	sort.Slice(a.Stopping, func(i, j int) bool { return a.Stopping[i].Fence < a.Stopping[j].Fence })
 	sort.Slice(a.Lost, func(i, j int) bool { return a.Lost[i].Fence < a.Lost[j].Fence })
 	sort.Slice(a.NeverBegan, func(i, j int) bool { return a.NeverBegan[i].Fence < a.NeverBegan[j].Fence })
 	f.signal()
@@ -320,7 +325,7 @@ func (f *Fleet) unhold(lane job.LaneKey) {
 // Raft open a lease in there can rely on it that the run's earlier one has ended, or ends before. What could not be told,
 // or perhaps was not, is told again: ending twice changes nothing.
 func (f *Fleet) Tell(raft func(ended []job.EndedGrant) error) error {
-	f.telling <- struct{}{}
+	f.Pace.Take(f.telling)
 	defer func() { <-f.telling }()
 	f.mu.Lock()
 	ended := f.ended

@@ -9,6 +9,7 @@ import (
 
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/scheduler/fleet"
+	"github.com/musterhq/muster/scheduler/pace"
 )
 
 // Every is how often the reaper looks. A lease is 30 s and its grace 10 s, so a second more does not matter.
@@ -34,22 +35,16 @@ type Reaper struct {
 	Logger   *slog.Logger
 }
 
-// Run reaps until ctx ends or a newer epoch fences this one.
-func (r *Reaper) Run(ctx context.Context) error {
-	t := time.NewTicker(Every)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-t.C:
-		}
+// Reaping is the part that reaps.
+func (r *Reaper) Reaping() *pace.Part {
+	return &pace.Part{Name: "reaper", First: Every, Turn: func(ctx context.Context) (time.Duration, error) {
 		if err := r.Step(ctx); job.CodeOf(err) == job.Fenced {
-			return err
+			return 0, err
 		} else if err != nil && ctx.Err() == nil {
 			r.Logger.Warn("telling raft of ended leases is retried", "err", err)
 		}
-	}
+		return Every, nil
+	}}
 }
 
 // Step looks once.

@@ -6,11 +6,13 @@ package reconcile
 import (
 	"context"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/scheduler/dispatch"
 	"github.com/musterhq/muster/scheduler/fleet"
+	"github.com/musterhq/muster/scheduler/pace"
 )
 
 const (
@@ -64,42 +66,42 @@ type Reconciler struct {
 
 	cursor job.RunID
 	kick   chan struct{}
+	all    atomic.Bool // the next turn looks at all live runs
 }
 
 // Init must be called before any other method.
-func (r *Reconciler) Init() { r.kick = make(chan struct{}, 1) }
+func (r *Reconciler) Init() {
+	r.kick = make(chan struct{}, 1)
+	r.all.Store(true)
+}
 
-// Kick makes Run look at all live runs at once, as after a job was resumed.
+// Kick makes the reconciler look at all live runs at once, as after a job was resumed.
 func (r *Reconciler) Kick() {
+	r.all.Store(true)
 	select {
 	case r.kick <- struct{}{}:
 	default:
 	}
 }
 
-// Run loads all live runs, and then looks every few seconds, until ctx ends or a newer epoch fences this one.
-func (r *Reconciler) Run(ctx context.Context) error {
-	all := true
-	t := time.NewTicker(Every)
-	defer t.Stop()
-	for {
-		err := r.Step(ctx, all)
-		switch {
-		case job.CodeOf(err) == job.Fenced || err != nil && ctx.Err() != nil:
-			return err
-		case err != nil:
-			r.Logger.Warn("reconciling is retried", "err", err)
-		default:
-			all = false
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-t.C:
-		case <-r.kick:
-			all = true
+// Reconciling is the part that loads all live runs, and then looks every few seconds. Init must have been called.
+func (r *Reconciler) Reconciling() *pace.Part {
+	return &pace.Part{Name: "reconciler", Turn: r.turn, Signals: [2]<-chan struct{}{r.kick}}
+}
+
+func (r *Reconciler) turn(ctx context.Context) (time.Duration, error) {
+	all := r.all.Swap(false)
+	err := r.Step(ctx, all)
+	switch {
+	case job.CodeOf(err) == job.Fenced || err != nil && ctx.Err() != nil:
+		return 0, err
+	case err != nil:
+		r.Logger.Warn("reconciling is retried", "err", err)
+		if all {
+			r.all.Store(true)
 		}
 	}
+	return Every, nil
 }
 
 // Step looks once: at the recent births and a share of the older runs, or at all live runs.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/musterhq/muster/job"
+	"github.com/musterhq/muster/scheduler/pace"
 )
 
 // SchedulesEvery is how often the versions of all jobs are compared with what ticks.
@@ -34,20 +35,15 @@ type Schedules struct {
 	Mended      func(what string, n int) // may be nil
 }
 
-// Run compares soon and then every SchedulesEvery, until ctx ends.
-func (s *Schedules) Run(ctx context.Context) error {
-	wait := time.Second // a new leader first does what cannot wait
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(wait):
-		}
-		if err := s.Step(ctx); err != nil && ctx.Err() == nil {
-			s.Logger.Warn("comparing schedules is retried", "err", err)
-		}
-		wait = SchedulesEvery
-	}
+// Comparing is the part that compares soon and then every SchedulesEvery.
+func (s *Schedules) Comparing() *pace.Part {
+	return &pace.Part{Name: "schedules", First: time.Second, // a new leader first does what cannot wait
+		Turn: func(ctx context.Context) (time.Duration, error) {
+			if err := s.Step(ctx); err != nil && ctx.Err() == nil {
+				s.Logger.Warn("comparing schedules is retried", "err", err)
+			}
+			return SchedulesEvery, nil
+		}}
 }
 
 // Step compares once.

@@ -16,6 +16,7 @@ import (
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/scheduler/fleet"
 	"github.com/musterhq/muster/scheduler/overlap"
+	"github.com/musterhq/muster/scheduler/pace"
 	"github.com/musterhq/muster/scheduler/specs"
 )
 
@@ -57,6 +58,7 @@ type Settler struct {
 	Overlap  *overlap.Tracker
 	Now      func() job.Instant
 	Jitter   func() float64
+	Pace     pace.Pace
 	Logger   *slog.Logger
 	Metrics  Metrics
 	Wake     func()           // the dispatcher has something new
@@ -126,22 +128,14 @@ func (s *Settler) Stop() {
 	s.room.Broadcast()
 }
 
-// Run steps until ctx ends, or until the epoch is fenced.
-func (s *Settler) Run(ctx context.Context) error {
-	for {
-		n, err := s.Step(ctx)
-		if err != nil {
-			return err
+// Settling is the part that settles what was reported. Init must have been called.
+func (s *Settler) Settling() *pace.Part {
+	return &pace.Part{Name: "settler", Signals: [2]<-chan struct{}{s.ready}, Turn: func(ctx context.Context) (time.Duration, error) {
+		if n, err := s.Step(ctx); err != nil || n > 0 {
+			return 0, err
 		}
-		if n > 0 {
-			continue
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-s.ready:
-		}
-	}
+		return pace.Forever, nil
+	}}
 }
 
 // Step settles one batch and tells how many outcomes it took.
@@ -196,7 +190,7 @@ func (s *Settler) settle(ctx context.Context, batch []report) error {
 	if len(later) > 0 {
 		s.putBack(later)
 		if len(work) == 0 {
-			pause(ctx, time.Millisecond)
+			s.Pace.Sleep(ctx, time.Millisecond)
 		}
 	}
 	return s.after(ctx, moved)
@@ -312,7 +306,7 @@ func (s *Settler) giveBack(ctx context.Context, work []settling, err error) erro
 	}
 	s.Logger.Warn("settling is retried", "outcomes", len(work), "err", err)
 	s.putBack(work)
-	pause(ctx, 200*time.Millisecond)
+	s.Pace.Sleep(ctx, 200*time.Millisecond)
 	return nil
 }
 
@@ -324,13 +318,6 @@ func (s *Settler) putBack(work []settling) {
 		back[i] = work[i].report
 	}
 	s.inbox = append(back, s.inbox...)
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
-	}
 }
 
 // decide says what follows the attempt.
