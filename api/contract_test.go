@@ -74,6 +74,9 @@ func TestEveryRouteAsksTheAuthoriser(t *testing.T) {
 		if w.Code != 401 || len(asked) != 1 || asked[0].Verb == "" || id != "" && asked[0].ID != id {
 			t.Errorf("%s %s answered %d and asked about %+v", method, path, w.Code, asked)
 		}
+		if !strings.Contains(w.Body.String(), `who are you?; send its token in the header \"Authorization: Bearer TOKEN\"`) || w.Header().Get("WWW-Authenticate") != "Bearer" {
+			t.Errorf("%s %s does not say how to pass a token: %s", method, path, w.Body)
+		}
 		if strings.HasPrefix(path, "/v1/") != (len(asked) == 1 && asked[0].Verb != Public) && path != "/metrics" {
 			t.Errorf("%s %s is %s", method, path, asked[0].Verb)
 		}

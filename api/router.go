@@ -250,6 +250,9 @@ func (rt *router) fail(rq *request, err error) {
 	}
 	p := problemOf(e)
 	p.RequestID = rq.id
+	if e.Code == job.Unauthenticated && e.Reason == "no_credential" { // whoever has one must not have to guess how to show it
+		p.Detail += "; send its token in the header \"Authorization: Bearer TOKEN\""
+	}
 	if s := retryAfter(e.Code); s != "" {
 		rq.w.Header().Set("Retry-After", s)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/url"
 	"os"
@@ -149,7 +150,11 @@ func (c *cli) worker(ctx context.Context, f workerFlags) error {
 		}
 	}
 	defer c.sayStopping(ctx)()
-	return processError(app.RunWorker(ctx, o))
+	err = app.RunWorker(ctx, o)
+	if e := new(job.Error); errors.As(err, &e) && e.Code == job.Unauthenticated && e.Reason == "no_credential" {
+		return &exitError{exitFailed, "the cluster does not let this worker in without a join token; name its file with --join-token"}
+	}
+	return processError(err)
 }
 
 // workerTrust settles whom the worker trusts, and by what it is let in.

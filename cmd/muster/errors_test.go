@@ -210,6 +210,8 @@ func TestRefusals(t *testing.T) {
 		{409, `{"code":"conflict","detail":"it is there"}`, exitConflict, "it is there"},
 		{400, `{"code":"invalid","field":"schedule.cron","detail":"it can never tick"}`, exitUsage, "schedule.cron: it can never tick"},
 		{401, `{"code":"unauthenticated","detail":"a credential is needed"}`, exitFailed, "a credential is needed; name a valid credential with --token, --token-file or MUSTER_TOKEN"},
+		{401, `{"code":"unauthenticated","reason":"no_credential","detail":"a credential is needed; send its token in the header"}`, exitFailed, "muster: a credential is needed; name a valid credential with --token, --token-file or MUSTER_TOKEN\n"},
+		{401, `{"code":"unauthenticated","reason":"expired","detail":"the credential ci has expired"}`, exitFailed, "the credential ci has expired; name a valid credential with --token"},
 		{403, `{"code":"forbidden","detail":"it may only read"}`, exitFailed, "it may only read"},
 		{500, `{"code":"internal"}`, exitFailed, "the node answered with the error internal"},
 		{404, `<html>not here</html>`, exitNotFound, "something that is no node of Muster answered 404"},
@@ -241,6 +243,20 @@ func TestSubmissionOfUnknownOutcome(t *testing.T) {
 	defer s.Close()
 	r := world{ctx: ctx, env: []string{"MUSTER_ADDRESS=" + s.URL}}.muster(t, "run", "submit", "--id", "0192f3a4-7c1e-7abc-8def-0123456789ab", "--", "true")
 	if r.code != exitUnavailable || !strings.Contains(r.err, "submit it again with --id 0192f3a4-7c1e-7abc-8def-0123456789ab") {
+		t.Errorf("%+v", r)
+	}
+}
+
+// A worker is told the flag that lets it in, not the header that it would send.
+func TestAWorkerThatIsNotLetIn(t *testing.T) {
+	t.Parallel()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusUnauthorized)
+		_, _ = w.Write([]byte(`{"code":"unauthenticated","reason":"no_credential","detail":"a join token is needed; send its token in the header"}`))
+	}))
+	defer s.Close()
+	r := world{}.muster(t, "worker", "--name", "w1", "--data", t.TempDir(), "--join", s.URL, "--log-level", "error")
+	if r.code != exitFailed || !strings.HasSuffix(r.err, "muster: the cluster does not let this worker in without a join token; name its file with --join-token\n") {
 		t.Errorf("%+v", r)
 	}
 }

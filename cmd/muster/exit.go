@@ -125,6 +125,9 @@ func (c *cli) sentence(err error) string {
 	}
 	switch e.Code {
 	case job.Unauthenticated:
+		if e.Reason == "no_credential" {
+			text = "a credential is needed"
+		}
 		text += "; name a valid credential with --token, --token-file or MUSTER_TOKEN"
 	case job.Unknown:
 		text += "; look before you repeat it"
