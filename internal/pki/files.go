@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	"github.com/musterhq/muster/job"
 )
@@ -108,7 +109,11 @@ func write(path string, text []byte) (err error) {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
+// syncDir makes what was made or renamed in a directory outlast a power cut, where the system can.
 func syncDir(path string) error {
+	if runtime.GOOS == "windows" {
+		return nil
+	}
 	d, err := os.Open(path)
 	if err != nil {
 		return err

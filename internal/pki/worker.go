@@ -101,7 +101,11 @@ func makeKey(dir, path string) error {
 	if err := write(half, text); err != nil {
 		return err
 	}
-	if err := os.Link(half, path); err != nil && !errors.Is(err, fs.ErrExist) { // unlike a rename it never replaces
+	err = os.Link(half, path) // unlike a rename it never replaces
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		err = os.Rename(half, path) // a file system without links
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	return syncDir(dir)

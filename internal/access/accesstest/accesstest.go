@@ -132,14 +132,62 @@ func (c *Caller) visit(t *testing.T, client *http.Client, base string, r api.Rou
 	}
 }
 
-// Intruder is somebody with a certificate that is not what a port is for.
+// Everyone is a caller of each kind, for the cluster that pki.Init made: with no credential and with garbage, with the
+// certificates of a node and of a worker, and with a token of each role, for all namespaces and for one. The token func makes
+// a credential, as the cluster under test does.
+func Everyone(t *testing.T, made *pki.Made, token func(role job.Role, namespaces ...string) string) []Caller {
+	t.Helper()
+	anybody, err := pki.ClientConfig(made.CA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	node, err := pki.LoadNode(made.Nodes[0].Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	callers := []Caller{
+		{Name: "nobody", TLS: anybody, Unknown: true},
+		{Name: "garbage", TLS: anybody, Token: "hello", Unknown: true},
+		{Name: "a token that nobody made", TLS: anybody, Token: job.Token("none", make([]byte, 32)), Unknown: true},
+		{Name: "a node", TLS: node.PeerClient(), May: []api.Verb{api.Peer}},
+		{Name: "a worker", TLS: newWorker(t, node, made.CA, "w1"), May: []api.Verb{api.Join}},
+	}
+	for _, r := range job.Roles {
+		callers = append(callers,
+			Caller{Name: string(r), TLS: anybody, Token: token(r), May: Verbs[r]},
+			Caller{Name: string(r) + " of a", TLS: anybody, Token: token(r, "a"), May: Verbs[r], Namespaces: []string{"a"}})
+	}
+	return callers
+}
+
+// newWorker is how a worker connects that has its certificate.
+func newWorker(t *testing.T, node *pki.Node, caFile, name string) *tls.Config {
+	t.Helper()
+	w, err := pki.OpenWorker(t.TempDir(), name, caFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := w.Request()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _, err := node.SignWorker(csr, name, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Store(text); err != nil {
+		t.Fatal(err)
+	}
+	return w.TLS()
+}
+
+// Intruder is somebody who tries a port that is not for him.
 type Intruder struct {
 	Name string
 	TLS  *tls.Config // checks nothing of the other side: an intruder does not care
-	// Known: the certificate is a worker's of this cluster. The API's port lets it in, as a worker; no other does. Nor is it
-	// turned away at the API without any certificate.
-	Known bool
-	None  bool
+	// API tells that the API's port lets such a connection in, and leaves it to the routes what it may: one without any
+	// certificate, or with a worker's of this cluster. The port between nodes turns everyone away.
+	API bool
 }
 
 // Intruders makes them, for the cluster in the directory that pki.Init made. nodeDir is a node's of it, from which the
@@ -184,12 +232,7 @@ func Intruders(t *testing.T, nodeDir string) []Intruder {
 		}
 		return presenting(&tls.Certificate{PrivateKey: key, Certificate: append([][]byte{der}, chain...)})
 	}
-	worker, err := pki.OpenWorker(t.TempDir(), "intruder", filepath.Join(nodeDir, "ca.crt"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	Certify(t, node, worker, "intruder")
-	theWorker := worker.TLS()
+	theWorker := newWorker(t, node, filepath.Join(nodeDir, "ca.crt"), "intruder")
 	theWorker.InsecureSkipVerify = true
 	theForeigner := foreign.PeerClient()
 	theForeigner.VerifyConnection, theForeigner.InsecureSkipVerify = nil, true
@@ -206,8 +249,8 @@ func Intruders(t *testing.T, nodeDir string) []Intruder {
 		t.Fatal(err)
 	}
 	return []Intruder{
-		{Name: "no certificate", TLS: &tls.Config{InsecureSkipVerify: true}, None: true},
-		{Name: "a worker's certificate", TLS: theWorker, Known: true},
+		{Name: "no certificate", TLS: &tls.Config{InsecureSkipVerify: true}, API: true},
+		{Name: "a worker's certificate", TLS: theWorker, API: true},
 		{Name: "a node of another cluster", TLS: theForeigner},
 		{Name: "another cluster's root that uses our id", TLS: signed(foreignCA.Leaf, foreignCA.PrivateKey, pki.RoleNode)},
 		{Name: "signed by itself", TLS: signed(nil, key, pki.RoleNode)},
@@ -218,22 +261,6 @@ func Intruders(t *testing.T, nodeDir string) []Intruder {
 
 func presenting(c *tls.Certificate) *tls.Config {
 	return &tls.Config{InsecureSkipVerify: true, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c, nil }}
-}
-
-// Certify gives a worker its certificate, past the API.
-func Certify(t *testing.T, node *pki.Node, w *pki.Worker, name string) {
-	t.Helper()
-	csr, err := w.Request()
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, _, err := node.SignWorker(csr, name, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Store(text); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // TurnedAway connects to a TLS port as an intruder and fails the test if it is let in. In TLS 1.3 a client learns that its
@@ -253,14 +280,8 @@ func TurnedAway(t *testing.T, address string, who Intruder, protocols ...string)
 		return
 	}
 	_, err = c.Read(make([]byte, 1))
-	var alert tls.AlertError
-	if err == nil || !asAlert(err, &alert) {
+	var alert *net.OpError // rather than a silence that ran out
+	if !errors.As(err, &alert) || alert.Op != "remote error" {
 		t.Errorf("%s was let in at %s: %v", who.Name, address, err)
 	}
-}
-
-// asAlert tells whether an error is the other side's refusal, rather than a silence that ran out.
-func asAlert(err error, alert *tls.AlertError) bool {
-	var op *net.OpError
-	return errors.As(err, alert) || errors.As(err, &op) && op.Op == "remote error"
 }
