@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -142,6 +143,8 @@ type guest struct {
 	stop  context.CancelFunc
 	ended chan error
 	logs  *logs
+	led   atomic.Int32 // terms begun
+	leads atomic.Bool
 }
 
 func newParty(t *testing.T, seed uint64) *party {
@@ -196,10 +199,14 @@ func (p *party) up(g *guest) {
 	go func() { g.ended <- b.Run(ctx, n) }()
 	go func() {
 		g.ended <- n.Run(ctx, func(ctx context.Context) error {
+			g.led.Add(1)
+			g.leads.Store(true)
+			defer g.leads.Store(false)
 			if _, err := n.Control().RaiseEpoch(ctx, 0); err != nil {
 				return err
 			}
 			<-ctx.Done()
+			time.Sleep(time.Second) // tidying up
 			return nil
 		})
 	}()
@@ -270,7 +277,7 @@ func (p *party) probe(id string) (applied uint64, seen time.Time, ok bool) {
 	defer p.mu.Unlock()
 	for _, g := range p.homes {
 		if g.node != nil && g.node.ID() == id {
-			return g.node.raft.AppliedIndex(), time.Now(), true
+			return g.node.State().Index(), time.Now(), true
 		}
 	}
 	return 0, time.Time{}, false

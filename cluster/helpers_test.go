@@ -2,10 +2,13 @@ package cluster
 
 import (
 	"context"
+	"log/slog"
 
 	"github.com/musterhq/muster/fsm"
 	"github.com/musterhq/muster/job"
 )
+
+var discard = slog.New(slog.DiscardHandler)
 
 func putNode(name string) fsm.Command { return &fsm.PutNode{Node: job.Node{ID: name, Name: name}} }
 

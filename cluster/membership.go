@@ -137,11 +137,11 @@ func (n *Node) govern(ctx context.Context) {
 func (n *Node) promote(ctx context.Context, steady map[string]time.Time) {
 	n.membership.Lock()
 	defer n.membership.Unlock()
-	now, commit := time.Now(), n.raft.CommitIndex()
+	now, here := time.Now(), n.state.Index()
 	for _, s := range n.servers() {
 		id := string(s.ID)
 		applied, seen, ok := n.progressOf(id)
-		if s.Suffrage == raft.Voter || !ok || now.Sub(seen) > aliveWithin || applied+keepsUpEntries < commit {
+		if s.Suffrage == raft.Voter || !ok || now.Sub(seen) > aliveWithin || applied+keepsUpEntries < here {
 			delete(steady, id)
 			continue
 		}
