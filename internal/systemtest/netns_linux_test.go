@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -35,12 +36,10 @@ func inOwnNetwork(t *testing.T) bool {
 		t.Skip("NOT TESTED: network partitions need the ip command (Debian: apt-get install iproute2)")
 	}
 	rows := filepath.Join(t.TempDir(), "rows")
-	args := []string{"-test.run=^" + t.Name() + "$"}
-	for _, a := range os.Args[1:] {
-		if name, _, _ := strings.Cut(strings.TrimLeft(a, "-"), "="); name != "test.run" && name != "test.testlogfile" && name != "test.count" && name != "test.coverprofile" && name != "test.gocoverdir" {
-			args = append(args, a)
-		}
-	}
+	args := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(a string) bool { // files that this process writes
+		return strings.HasPrefix(a, "-test.testlogfile=") || strings.HasPrefix(a, "-test.coverprofile=") || strings.HasPrefix(a, "-test.gocoverdir=")
+	})
+	args = append(args, "-test.run=^"+t.Name()+"$", "-test.count=1")
 	if *built == "" { // the modules may have to be fetched, which takes the network
 		args = append(args, "-muster="+buildMuster(t, t.TempDir()))
 	}
