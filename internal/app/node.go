@@ -119,9 +119,7 @@ func (n *node) open(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if n.port != nil {
-		n.raft.Peers().Serve(local{n})
-	}
+	n.raft.Peers().Serve(local{n})
 	return n.openAPI()
 }
 
