@@ -146,7 +146,7 @@ func (p *Peers) propose(ctx context.Context, _, address string, commands []byte)
 		return answer.Msg.Index, true, nil
 	case refusalOf(err) != nil:
 		return 0, true, refusalOf(err)
-	case !reached.Load():
+	case !reached.Load(), connect.CodeOf(err) == connect.CodeUnimplemented: // nobody is there to answer
 		return 0, false, err
 	}
 	return 0, true, mayHappen(err)
@@ -234,7 +234,7 @@ func (p *Peers) changeAt(ctx context.Context, address string, call func(context.
 		return nil
 	case refusalOf(err) != nil:
 		return refusalOf(err)
-	case !reached.Load():
+	case !reached.Load(), connect.CodeOf(err) == connect.CodeUnimplemented:
 		return unreachable(err)
 	}
 	return mayHappen(err)

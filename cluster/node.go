@@ -156,7 +156,7 @@ func (n *Node) openTransport() (raft.Transport, error) {
 		}
 		config.Stream = layer
 	}
-	return raft.NewNetworkTransportWithConfig(config), nil
+	return networkTransport{raft.NewNetworkTransportWithConfig(config)}, nil
 }
 
 func (n *Node) startRaft(transport raft.Transport) error {

@@ -132,6 +132,7 @@ func (p *Peers) close(ctx context.Context) error {
 	go func() { p.workers.Wait(); close(done) }()
 	var err error
 	if p.port != nil {
+		p.port.Handle(servePath, nil)
 		if !p.forward.close(ctx) {
 			err = errCallsLeft
 		}
@@ -143,13 +144,6 @@ func (p *Peers) close(ctx context.Context) error {
 		err = errCallsLeft
 	}
 	return err
-}
-
-// hangUp lets others be told that this node is gone.
-func (p *Peers) hangUp() {
-	if p.port != nil {
-		p.port.Handle(servePath, nil)
-	}
 }
 
 // Peers is the way to the other nodes.
