@@ -467,3 +467,34 @@ func TestLocalOnly(t *testing.T) {
 		t.Error("a page wrote")
 	}
 }
+
+// A server without credentials may be called by any name, but by no page.
+func TestNoForeignPages(t *testing.T) {
+	b := newBench(t)
+	h := NoForeignPages(b.api)
+	for _, c := range []struct {
+		method, host, origin, site string
+		status                     int
+	}{
+		{"GET", "10.0.0.1:8080", "", "", 200},
+		{"GET", "n1.example.com", "https://n1.example.com", "same-origin", 200},
+		{"POST", "10.0.0.1:8080", "https://evil.example", "cross-site", 403},
+		{"GET", "10.0.0.1:8080", "https://evil.example", "", 403},
+		{"GET", "10.0.0.1:8080", "", "cross-site", 403},
+	} {
+		r := httptest.NewRequest(c.method, "/v1/jobs", strings.NewReader(nightly))
+		r.Host = c.host
+		for k, v := range map[string]string{"Origin": c.origin, "Sec-Fetch-Site": c.site, "Content-Type": jsonType} {
+			if v != "" {
+				r.Header.Set(k, v)
+			}
+		}
+		w := httptest.NewRecorder()
+		if h.ServeHTTP(w, r); w.Code != c.status {
+			t.Errorf("%+v: %d", c, w.Code)
+		}
+	}
+	if b.writes != 0 {
+		t.Error("a page wrote")
+	}
+}

@@ -55,20 +55,23 @@ func Server(c ServerConfig) *http.Server {
 // requests to this machine, with its own name in Origin; and by giving its own name this machine's address (DNS
 // rebinding) it can even read the answers, but then that name stands in Host. So both have to be ours.
 func LocalOnly(next http.Handler) http.Handler {
-	cross := http.NewCrossOriginProtection()
+	next = NoForeignPages(next)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !loopbackHost(r.Host) {
 			refuse(w, r, job.Errorf(job.Forbidden, "host_not_local", "this node serves loopback only; call it as localhost or 127.0.0.1, or start a server with credentials"))
 			return
 		}
-		err := cross.Check(r)
-		if origin := r.Header.Get("Origin"); err == nil && origin != "" && !sameOrigin(origin, r.Host) {
-			err = job.Errorf(job.Forbidden, "cross_origin", "cross-origin")
-		}
-		if err == nil && foreignPage(r) {
-			err = job.Errorf(job.Forbidden, "cross_origin", "cross-origin")
-		}
-		if err != nil {
+		next.ServeHTTP(w, r)
+	})
+}
+
+// NoForeignPages refuses requests that a browser makes for a page of another origin. It is for an API that asks for no
+// credential: where one is needed, a page has none to send.
+func NoForeignPages(next http.Handler) http.Handler {
+	cross := http.NewCrossOriginProtection()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		origin := r.Header.Get("Origin")
+		if cross.Check(r) != nil || origin != "" && !sameOrigin(origin, r.Host) || foreignPage(r) {
 			refuse(w, r, job.Errorf(job.Forbidden, "cross_origin", "this request was made by a web page of another origin"))
 			return
 		}

@@ -151,7 +151,8 @@ func (c *Client) Transfer(ctx context.Context, to string) error {
 	if to != "" {
 		body["to"] = to
 	}
-	_, err := c.do(ctx, &call{method: http.MethodPost, path: "/v1/cluster/transfer", body: body, cluster: true, patience: slow}, nil)
+	_, err := c.do(ctx, &call{method: http.MethodPost, path: "/v1/cluster/transfer", body: body, cluster: true, patience: slow,
+		once: to == ""}, nil) // the next one that is the best is another
 	return err
 }
 

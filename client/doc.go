@@ -5,4 +5,6 @@
 // repeats are such that twice is once. Errors are *job.Error, the very same that the node's own code made: branch on
 // job.CodeOf(err), and on Reason where that is too coarse. What is still Unavailable or Unknown after RetryFor is returned
 // as such.
+//
+// A cluster that uses TLS is known by its certificate authority: Config.TLS, which TrustCA makes of ca.crt.
 package client

@@ -128,3 +128,27 @@ func TestRepeatedFlags(t *testing.T) {
 		}
 	}
 }
+
+// A server's whole command line can stand in a file, a list of nodes as a list; and what is wrong there is said as of the flag.
+func TestAServerFromAFile(t *testing.T) {
+	t.Parallel()
+	const text = "name: n1\nhttp: 10.0.0.1:8080\nraft: 10.0.0.1:8081\ngossip: 10.0.0.1:7946\njoin: [10.0.0.1:8080, 10.0.0.2:8080]\nelection-timeout: 2s\ninsecure: true\n"
+	c := newCLI(nil, nil, nil, []string{"MUSTER_GOSSIP=10.0.0.9:1"})
+	cmd, _, err := c.rootCommand().Find([]string{"server"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.configure(cmd, fileWith(t, "server.yaml", text)); err != nil {
+		t.Fatal(err)
+	}
+	join, _ := cmd.Flags().GetStringSlice("join")
+	timeout, _ := cmd.Flags().GetDuration("election-timeout")
+	insecure, _ := cmd.Flags().GetBool("insecure")
+	if got := fmt.Sprint(cmd.Flag("name").Value, cmd.Flag("gossip").Value, join, timeout, insecure); got != "n1 10.0.0.9:1 [10.0.0.1:8080 10.0.0.2:8080] 2s true" {
+		t.Errorf("%s", got)
+	}
+	r := world{}.muster(t, "server", "--data", t.TempDir(), "--config", fileWith(t, "server.yaml", strings.Replace(text, "10.0.0.1:8081", "here", 1)))
+	if r.code != exitUsage || !strings.Contains(r.err, `--raft: "here" is not an address`) {
+		t.Errorf("%+v", r)
+	}
+}

@@ -99,7 +99,9 @@ func (c *cli) snapshotSave(ctx context.Context, path string) (err error) {
 			_ = os.Remove(tmp)
 		}
 	}()
-	_, err = io.Copy(f, body)
+	bar := c.moved("saving", 0)
+	_, err = io.Copy(io.MultiWriter(f, bar), body)
+	bar.done()
 	if err == nil {
 		err = f.Sync()
 	}
@@ -163,7 +165,10 @@ func (c *cli) snapshotRestore(ctx context.Context, path string, yes bool) error 
 		return fileError("the file", path, err)
 	}
 	defer f.Close()
-	if err := k.Restore(ctx, f); err != nil {
+	bar := c.moved("sending", r.Bytes)
+	err = k.Restore(ctx, countedFile{f, bar})
+	bar.done()
+	if err != nil {
 		return err
 	}
 	return c.print(answer{
