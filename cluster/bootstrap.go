@@ -208,20 +208,17 @@ func (b *Bootstrapper) Run(ctx context.Context, n *Node) error {
 	said, heard := &teller{log: n.log}, memory{}
 	lonely := time.Now() // since when no leader is heard
 	for {
-		switch member := n.member(); {
-		case member && n.leftOut():
-			n.fail(errRemoved)
-		case member && n.heard():
-			lonely = time.Now()
-		case member && time.Since(lonely) < lostAfter:
-		case member:
-			if n.cutOut(b.ask(ctx, n.homes(b.Addresses), timeout)) {
-				n.fail(errRemoved)
-			}
-		default:
+		switch {
+		case !n.member():
 			if err := b.round(ctx, n, join, timeout, said, heard); err != nil {
 				return err
 			}
+		case n.heard() && find(n.servers(), n.id) >= 0:
+			lonely = time.Now()
+		case time.Since(lonely) < lostAfter && find(n.servers(), n.id) >= 0:
+		// Its own configuration is no proof: one that joins, or is sent a snapshot, reads those of before it was added.
+		case n.cutOut(b.ask(ctx, n.homes(b.Addresses), timeout)):
+			n.fail(errRemoved)
 		}
 		select {
 		case <-time.After(every - time.Duration(rand.Int64N(int64(every)/2+1))):
@@ -352,13 +349,6 @@ func (n *Node) homes(list []string) []string {
 	}
 	slices.Sort(all)
 	return slices.Compact(all)
-}
-
-// leftOut tells whether the newest configuration that this node has is committed and without it.
-func (n *Node) leftOut() bool {
-	f := n.raft.GetConfiguration()
-	servers := f.Configuration().Servers
-	return len(servers) > 0 && find(servers, n.id) < 0 && n.raft.CommitIndex() >= f.Index()
 }
 
 // cutOut tells whether a leader, by its own word, has a configuration without this node.

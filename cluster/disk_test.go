@@ -109,21 +109,23 @@ func copyFile(t *testing.T, from, to string) {
 	}
 }
 
+// newestMeta is where the newest meta page begins, behind its page header.
+func newestMeta(t *testing.T, db string) int64 {
+	t.Helper()
+	b, err := os.ReadFile(db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := int64(os.Getpagesize())
+	tx := func(at int64) uint64 { return binary.NativeEndian.Uint64(b[at+16+48:]) }
+	if tx(page) > tx(0) {
+		return page + 16
+	}
+	return 16
+}
+
 // TestDamagedLogIsRefused: whatever lost entries or votes that this node had stored, Open says so, and goes on saying so.
 func TestDamagedLogIsRefused(t *testing.T) {
-	// newestMeta is where the newest meta page begins, behind its page header.
-	newestMeta := func(t *testing.T, db string) int64 {
-		b, err := os.ReadFile(db)
-		if err != nil {
-			t.Fatal(err)
-		}
-		page := int64(os.Getpagesize())
-		tx := func(at int64) uint64 { return binary.NativeEndian.Uint64(b[at+16+48:]) }
-		if tx(page) > tx(0) {
-			return page + 16
-		}
-		return 16
-	}
 	for _, test := range []struct {
 		name   string
 		damage func(t *testing.T, dir, db, half string)

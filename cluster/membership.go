@@ -21,7 +21,7 @@ import (
 
 const (
 	// aliveWithin is how long ago a server that counts as alive answered the leader's probe.
-	aliveWithin = 5 * time.Second
+	aliveWithin = healthyFor
 	// A non-voter keeps up with the leader while it lacks no more than this.
 	keepsUpEntries = 1000
 	governEvery    = 500 * time.Millisecond
