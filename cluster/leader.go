@@ -192,6 +192,7 @@ func (n *Node) leadOnce(ctx context.Context, generation uint64, lead func(contex
 	if err := n.Barrier(term); err != nil {
 		return fmt.Errorf("apply what was logged before: %w", err)
 	}
+	n.awaitClock(term)
 	if err := n.announceAddress(term); err != nil {
 		return fmt.Errorf("announce the address of this node: %w", err)
 	}
