@@ -32,12 +32,14 @@ func openDoor(o WorkerOptions) (*door, error) {
 			return nil, err
 		}
 		secure = d.identity.TLS()
-		d.streams = &http.Client{Transport: transport(secure, true)}
+	}
+	if secure != nil || o.Network != nil {
+		d.streams = &http.Client{Transport: d.transport(secure, true)}
 	}
 	open := func(token string) (*client.Client, error) {
 		return client.New(client.Config{Addresses: o.Join, Token: token, RetryFor: -1, // join says itself what fails, and tries again
 			HTTPClient: &http.Client{
-				Transport:     transport(secure, false),
+				Transport:     d.transport(secure, false),
 				CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 			}})
 	}
@@ -51,7 +53,11 @@ func openDoor(o WorkerOptions) (*door, error) {
 
 // transport speaks HTTP/2, and HTTP/1 as well unless it is for streams. Each connection shows the newest certificate, so none
 // is kept longer than it is of use.
-func transport(secure *tls.Config, streams bool) *http.Transport {
+func (d *door) transport(secure *tls.Config, streams bool) *http.Transport {
+	network := d.Network
+	if network == nil {
+		network = machine()
+	}
 	p := new(http.Protocols)
 	p.SetHTTP2(true)
 	p.SetUnencryptedHTTP2(streams)
@@ -59,7 +65,7 @@ func transport(secure *tls.Config, streams bool) *http.Transport {
 	return &http.Transport{
 		Protocols:           p,
 		TLSClientConfig:     secure,
-		DialContext:         (&net.Dialer{Timeout: 3 * time.Second}).DialContext,
+		DialContext:         func(ctx context.Context, _, address string) (net.Conn, error) { return network.Dial(ctx, address) },
 		TLSHandshakeTimeout: 5 * time.Second,
 		IdleConnTimeout:     30 * time.Second,
 		HTTP2:               &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 5 * time.Second},

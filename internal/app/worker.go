@@ -37,6 +37,8 @@ type WorkerOptions struct {
 	// but this machine's users, may execute everything.
 	Exec *worker.ExecConfig
 	HTTP *worker.HTTPConfig
+	// Handlers are functions of this process that runs may name; nil: none.
+	Handlers *worker.Handlers
 	// DrainTimeout is how long what runs may go on when the worker is told to stop; 0: 30 s, 5 s in a node's own worker.
 	DrainTimeout time.Duration
 	// Version is the binary's; Logger is required.
@@ -44,6 +46,10 @@ type WorkerOptions struct {
 	Logger  *slog.Logger
 	// Attached is told when the worker joined; may be nil.
 	Attached func(address string)
+	// Network replaces the machine's, and Elapsed its clock that counts through suspend, for tests in one process; nil: the
+	// machine's.
+	Network *Network
+	Elapsed func() time.Duration
 }
 
 // ownDrainTimeout is short: whoever stops a node with a worker inside waits for it at a terminal.
@@ -79,7 +85,10 @@ func RunWorker(ctx context.Context, o WorkerOptions) error {
 	}
 	config := worker.Config{
 		Name: o.Name, DataDir: o.DataDir, Addresses: o.Join, Labels: o.Labels, Slots: o.Slots, Version: o.Version,
-		Exec: o.Exec, HTTP: o.HTTP, DrainTimeout: o.DrainTimeout, Logger: o.Logger,
+		Exec: o.Exec, HTTP: o.HTTP, Handlers: o.Handlers, DrainTimeout: o.DrainTimeout, Logger: o.Logger,
+	}
+	if o.Elapsed != nil {
+		config.Clock = systemClock{time.Now, o.Elapsed}
 	}
 	if err := config.Validate(); err != nil { // before anybody waits for a node
 		return err
