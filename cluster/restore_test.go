@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -98,8 +99,8 @@ func TestRestoreRefuses(t *testing.T) {
 		n := open(t, Config{Memory: NewMemory("a"), Self: job.Node{Name: "a"}})
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
-		terms := 0
-		go func() { ended <- n.Run(ctx, func(ctx context.Context) error { terms++; return leadUntilEnd(ctx) }) }()
+		var terms atomic.Int32
+		go func() { ended <- n.Run(ctx, func(ctx context.Context) error { terms.Add(1); return leadUntilEnd(ctx) }) }()
 		time.Sleep(5 * time.Second)
 		good := saved(t, n)
 		other := open(t, Config{Memory: NewMemory("x"), Self: job.Node{Name: "x"}})
@@ -130,16 +131,16 @@ func TestRestoreRefuses(t *testing.T) {
 		if err := n.RestoreSnapshot(t.Context(), io.MultiReader(bytes.NewReader(good[:30]), failing{})); err == nil {
 			t.Error("a body that breaks off")
 		}
-		if after, err := n.State().Hash(); err != nil || after != before || terms != 1 {
-			t.Errorf("something changed: %d terms, %v", terms, err)
+		if after, err := n.State().Hash(); err != nil || after != before || terms.Load() != 1 {
+			t.Errorf("something changed: %d terms, %v", terms.Load(), err)
 		}
 		if err := n.RestoreSnapshot(t.Context(), bytes.NewReader(good)); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
 		time.Sleep(time.Second)
-		if terms != 2 {
-			t.Errorf("%d terms", terms)
+		if terms.Load() != 2 {
+			t.Errorf("%d terms", terms.Load())
 		}
 		stop()
 		for range 2 {
