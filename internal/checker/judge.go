@@ -76,9 +76,9 @@ const CancelInFlight = Moment(5 * time.Second)
 // start a command that it was told to start.
 const Late = Moment(5 * time.Second)
 
-// Early is how much before its time a tick's run may start: the nodes' clocks are brought together over a network, and
-// offsets below this one are not followed (L8).
-const Early = 20 * time.Millisecond
+// Apart is how far the time of a cluster may be from the clock of the machine on which all its nodes are: their clocks are
+// brought together over a network, and offsets below this one are not followed (L8).
+const Apart = 20 * time.Millisecond
 
 // Report is what Judge found.
 type Report struct {

@@ -102,7 +102,7 @@ func (j *judge) early(id job.RunID, w *Work) {
 	if err != nil || w.Wall == 0 {
 		return // it has no time
 	}
-	if by := time.Duration(at.UnixNano() - w.Wall); by > Early {
+	if by := time.Duration(at.UnixNano() - w.Wall); by > j.apart() {
 		j.broken(TickEarly, id, "attempt %d of the run of %s started %s before it", w.Attempt, w.ScheduledAt, by)
 	}
 }
@@ -120,10 +120,21 @@ func (j *judge) from(jb *Job) {
 		}
 	}
 	for _, v := range jb.Versions {
-		if op := first[v.Version]; op != nil && (v.From < op.Before || v.From > op.After) {
+		if op := first[v.Version]; op != nil && (v.From < op.Before.Add(-j.apart()) || v.From > op.After.Add(j.apart())) {
 			j.broken(TickFrom, jb.Name, "version %d is from %s; it was asked for at %s and answered as in effect at %s", v.Version, v.From, op.Before, op.After)
 		}
 	}
+}
+
+// apart is how far the nodes' time may be from that of the machine on which all of this happens: a cluster's own time is
+// what its nodes agree on, a single process has the machine's.
+func (j *judge) apart() time.Duration {
+	for i := range j.h.Lives {
+		if j.h.Lives[i].Role == Node {
+			return Apart
+		}
+	}
+	return 0
 }
 
 // tickRun judges that a tick that runs has its one run.
