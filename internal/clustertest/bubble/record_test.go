@@ -40,6 +40,9 @@ func (r *recorder) add(l checker.Line) {
 
 func (r *recorder) op(o checker.Op) { r.add(checker.Line{Op: &o}) }
 
+// note tells the reader of the logs what was done.
+func (w *world) note(what string) { w.logs.logger("test").Warn("----- " + what) }
+
 func (r *recorder) all() []checker.Line {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -41,13 +41,20 @@ type world struct {
 	nodes   []*server
 	workers []*agent
 	pids    atomic.Int64
-	clients []*http.Transport
-	doors   context.CancelFunc // ends all
+	quiet   func() // ends the load
+	pool    pool
 
 	made  *pki.Made // nil without certificates
 	trust *tls.Config
 	token string
 	sdk   *client.Client // of all nodes; repeats until it has an answer
+}
+
+// pool is the clients that there are.
+type pool struct {
+	mu         sync.Mutex
+	transports []*http.Transport
+	clients    map[string]*client.Client // of one node
 }
 
 // latency is how long everything takes from one host to another.
@@ -56,8 +63,10 @@ const latency = time.Millisecond
 // newWorld makes the nodes n1, n2... and starts nothing. It is called inside a bubble.
 func newWorld(t *testing.T, seed uint64, nodes int, secure bool) *world {
 	t.Helper()
-	w := &world{t: t, rand: rand.New(rand.NewPCG(seed, 1)), net: clustertest.NewNetwork(latency), dir: t.TempDir(), start: time.Now(), logs: newLogs()}
+	w := &world{t: t, rand: rand.New(rand.NewPCG(seed, 1)), net: clustertest.NewNetwork(latency), dir: t.TempDir(), start: time.Now(), logs: newLogs(), quiet: func() {}}
+	w.pool.clients = map[string]*client.Client{}
 	t.Cleanup(func() {
+		w.quiet()
 		w.stop()
 		if t.Failed() {
 			w.save(seed)
@@ -126,7 +135,9 @@ func (w *world) client(retry time.Duration, addresses ...string) *client.Client 
 	t := &http.Transport{TLSClientConfig: w.trust, DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
 		return w.dial(ctx, "client", address)
 	}, IdleConnTimeout: 10 * time.Second}
-	w.clients = append(w.clients, t)
+	w.pool.mu.Lock()
+	w.pool.transports = append(w.pool.transports, t)
+	w.pool.mu.Unlock()
 	c, err := client.New(client.Config{Addresses: addresses, Token: w.token, HTTPClient: &http.Client{Transport: t}, RetryFor: retry, AttemptTimeout: 5 * time.Second})
 	if err != nil {
 		w.t.Fatal(err)
@@ -225,6 +236,7 @@ type server struct {
 	now   *life // nil: it does not run
 	ready atomic.Bool
 	wiped int
+	gone  bool // it was removed
 }
 
 func (w *world) addServer() *server {
@@ -328,6 +340,7 @@ func (w *world) stop() {
 					w.t.Errorf("worker %s ended: %v", a.name, err)
 				}
 				close(a.now.released)
+				a.now = nil
 			})
 		}
 	}
@@ -338,13 +351,15 @@ func (w *world) stop() {
 				if err := n.now.finish(); err != nil {
 					w.t.Errorf("node %s ended: %v", n.name, err)
 				}
+				n.now = nil
 			})
 		}
 	}
 	all.Wait()
-	for _, t := range w.clients {
+	for _, t := range w.pool.transports {
 		t.CloseIdleConnections()
 	}
+	w.pool.transports = nil
 	time.Sleep(2 * time.Minute) // Raft leaves calls behind that end by their own limits
 }
 
@@ -377,13 +392,27 @@ func (w *world) leads(but ...*server) (found *server) {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 4*time.Second)
-		s, err := w.client(-1, w.scheme()+n.api()).Cluster(ctx)
+		s, err := w.clientOf(n).Cluster(ctx)
 		cancel()
 		if err == nil && s.Leader == n.name && s.Epoch >= epoch && s.Epoch > 0 {
 			found, epoch = n, s.Epoch
 		}
 	}
 	return found
+}
+
+// clientOf is the client that asks one node, once.
+func (w *world) clientOf(n *server) *client.Client {
+	w.pool.mu.Lock()
+	c := w.pool.clients[n.name]
+	w.pool.mu.Unlock()
+	if c == nil {
+		c = w.client(-1, w.scheme()+n.api())
+		w.pool.mu.Lock()
+		w.pool.clients[n.name] = c
+		w.pool.mu.Unlock()
+	}
+	return c
 }
 
 // whole waits until every node that runs takes requests and every worker is attached.
