@@ -359,6 +359,9 @@ func (p *Port) dial(ctx context.Context, to string) (net.Conn, error) {
 }
 
 func (p *Port) dialTLS(ctx context.Context, to string, config *tls.Config) (net.Conn, error) {
+	if config == nil {
+		return nil, errors.New("this port is without TLS")
+	}
 	raw, err := p.dial(ctx, to)
 	if err != nil {
 		return nil, err
@@ -418,7 +421,7 @@ func (p *Port) Close() error {
 	p.open = map[*portConn]struct{}{}
 	p.mu.Unlock()
 	defer close(p.closed)
-	p.close()
+	// Connections go first, then what is being answered: an answer cut short must not look like a whole one.
 	err := p.cfg.Listener.Close()
 	if errors.Is(err, net.ErrClosed) {
 		err = nil
@@ -431,6 +434,7 @@ func (p *Port) Close() error {
 	for c := range open {
 		_ = c.Conn.Close()
 	}
+	p.close()
 	p.transport.CloseIdleConnections()
 	p.workers.Wait()
 	p.handling.Wait()

@@ -2,6 +2,7 @@ package cluster_test
 
 import (
 	"context"
+	"net/http"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -84,6 +85,11 @@ func TestTimeAtFirstStart(t *testing.T) {
 			began := make(chan time.Duration, 10)
 			for i, n := range m.nodes {
 				n.skew.Store([]int64{int64(time.Hour), 0, 0}[i])
+				const probe = "/muster.cluster.v1.NodeService/Probe"
+				n.port.Handle(probe, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { // once
+					n.port.Handle(probe, nil)
+					http.Error(w, "not yet", http.StatusServiceUnavailable)
+				}))
 				go func() {
 					_ = n.Run(ctx, func(ctx context.Context) error {
 						began <- n.clock.Now().Sub(time.Now().Round(0))
