@@ -12,7 +12,7 @@ import (
 
 // raftLog is the file with a node's log.
 func (c *cluster) raftLog(n *process) string {
-	return filepath.Join(c.dir, n.name, "raft", "raft.db")
+	return filepath.Join(c.dir, n.name, "raft", "raft", "raft.db")
 }
 
 func edit(t *testing.T, name string, change func(f *os.File, size int64) error) {
