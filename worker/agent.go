@@ -3,13 +3,12 @@ package worker
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"regexp"
 	"runtime"
@@ -44,8 +43,10 @@ type Config struct {
 	HTTP     *HTTPConfig
 	Handlers *Handlers
 
-	// HTTPClient carries the streams; it must speak HTTP/2, and bring the TLS configuration that the cluster asks for.
-	// Default: HTTP/2 with the system's trust for https, in clear text for http.
+	// TLS is what the cluster asks for, with the worker's certificate. Default: the system's trust, no certificate.
+	TLS *tls.Config
+	// HTTPClient carries the streams instead of NewHTTPClient(TLS, nil). It must speak HTTP/2, and should give up what
+	// hangs, as that does.
 	HTTPClient *http.Client
 	// Logger; default slog.Default().
 	Logger *slog.Logger
@@ -80,15 +81,15 @@ func (c *Config) Validate() error {
 		return job.InvalidField("", "the worker can run nothing: allow exec, http, or register handlers")
 	}
 	for _, a := range c.Addresses {
-		if u, err := url.Parse(a); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-			return job.InvalidField("join", "%.128q is not an address; write one such as https://10.0.0.1:8080", a)
+		if err := checkAddress(a); err != nil {
+			return err
 		}
 	}
 	if c.Slots == 0 {
 		c.Slots = runtime.GOMAXPROCS(0)
 	}
 	if c.HTTPClient == nil {
-		c.HTTPClient = defaultHTTPClient()
+		c.HTTPClient = NewHTTPClient(c.TLS, nil)
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()
@@ -109,18 +110,6 @@ func (c *Config) Validate() error {
 		c.MaxOutputTail = 8 << 20
 	}
 	return nil
-}
-
-// defaultHTTPClient speaks HTTP/2 only, in clear text where the address says http.
-func defaultHTTPClient() *http.Client {
-	p := new(http.Protocols)
-	p.SetHTTP2(true)
-	p.SetUnencryptedHTTP2(true)
-	return &http.Client{Transport: &http.Transport{
-		Protocols:   p,
-		DialContext: (&net.Dialer{Timeout: 3 * time.Second}).DialContext,
-		HTTP2:       &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 5 * time.Second},
-	}}
 }
 
 // Clock is the time as the agent sees it.
@@ -144,6 +133,8 @@ type Agent struct {
 	wake     chan struct{}   // for the writer of the stream; with a buffer of one
 	reports  chan struct{}   // for the goroutine that spools results; with a buffer of one
 	work     context.Context // of all attempts
+	roster   *roster
+	left     sync.WaitGroup // what ended streams left behind
 
 	drain     chan struct{} // closed when a node tells the worker to finish and stop
 	drainOnce sync.Once
@@ -165,7 +156,7 @@ func New(c Config) (*Agent, error) {
 	rand.Read(b[:])
 	a := &Agent{
 		config: c, boot: hex.EncodeToString(b[:]), wake: make(chan struct{}, 1),
-		reports: make(chan struct{}, 1), drain: make(chan struct{}), ended: make(chan struct{}, 1),
+		reports: make(chan struct{}, 1), drain: make(chan struct{}), ended: make(chan struct{}, 1), roster: newRoster(c.Addresses),
 	}
 	a.tail = newOutputTail(c.MaxOutputTail, a.signal)
 	a.desk = newDesk(c.Slots)
@@ -203,6 +194,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	var parts sync.WaitGroup
 	parts.Go(func() { a.report(work) })
 	parts.Go(func() { a.tick(work) })
+	parts.Go(func() { a.keepFresh(streams) })
 	parts.Go(func() {
 		if err := a.stayAttached(streams); err != nil {
 			refused <- err
@@ -231,6 +223,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	stopStreams()
 	stopWork()
 	parts.Wait()
+	a.left.Wait()
 	a.config.HTTPClient.CloseIdleConnections()
 	log.Info("worker stopped", "worker", a.config.Name)
 	return err

@@ -19,6 +19,8 @@ import (
 const (
 	minBackoff = 100 * time.Millisecond
 	maxBackoff = 10 * time.Second
+	// minScatter is over how long agents spread when their node dies, unless it told a longer time.
+	minScatter = 20 * time.Millisecond
 )
 
 // ownHello numbers a Hello that no Resync asked for.
@@ -37,26 +39,25 @@ type refusedError struct{ no *job.Error }
 func (e *refusedError) Error() string { return e.no.Error() }
 func (e *refusedError) Unwrap() error { return e.no }
 
-// stayAttached keeps one stream to one node, the next address after each end, until ctx ends. It returns an error when
-// the cluster refuses this worker for good and has never taken it: then a person must act. Later refusals are retried,
+// stayAttached keeps one stream to one node, to another one after each end, until ctx ends. It returns an error when the
+// cluster refuses this worker for good and has never taken it: then a person must act. Later refusals are retried,
 // because there may be work whose results are held here.
 func (a *Agent) stayAttached(ctx context.Context) error {
-	next := rand.IntN(len(a.config.Addresses)) // spread workers over nodes
 	pause := minBackoff
 	welcomed := false
 	for ctx.Err() == nil {
-		address := a.config.Addresses[next%len(a.config.Addresses)]
-		next++
+		address := a.roster.next(a.config.Clock.Elapsed())
 		s := newSession(a, address)
 		err := s.run(ctx)
-		if s.welcomed {
-			welcomed, pause = true, minBackoff
-		}
 		if ctx.Err() != nil {
 			return nil
 		}
+		if s.welcomed {
+			welcomed, pause = true, minBackoff
+		}
 		var no *refusedError
-		if errors.As(err, &no) {
+		refused := errors.As(err, &no)
+		if refused {
 			a.config.Logger.Error("the cluster refuses this worker", "worker", a.config.Name, "node", address, "code", no.no.Code, "err", no)
 			if !welcomed && (no.no.Code == job.Forbidden || no.no.Code == job.Invalid) {
 				return no.no
@@ -66,14 +67,29 @@ func (a *Agent) stayAttached(ctx context.Context) error {
 		}
 		// A connection that is dead without knowing it must not carry the next stream as well.
 		a.config.HTTPClient.CloseIdleConnections()
-		if errors.Is(err, errMove) && len(a.config.Addresses) > 1 {
-			continue
+		others := false
+		if !refused {
+			others = a.roster.fail(address, a.config.Clock.Elapsed())
+		}
+		if a.roster.exhausted() {
+			a.refresh(ctx)
+		}
+		var wait time.Duration
+		switch {
+		case errors.Is(err, errMove) && others:
+			continue // the node sees to it that not all come at once
+		case s.welcomed && !refused:
+			wait = rand.N(max(s.scatter, minScatter)) // many others may have lost the same node
+		case others:
+			wait = rand.N(minBackoff)
+		default:
+			wait = pause/2 + rand.N(pause)
+			pause = min(2*pause, maxBackoff)
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(pause/2 + rand.N(pause)):
+		case <-time.After(wait):
 		}
-		pause = min(2*pause, maxBackoff)
 	}
 	return nil
 }
@@ -87,6 +103,7 @@ type session struct {
 
 	heartbeatEvery time.Duration
 	heartbeatLost  time.Duration
+	scatter        time.Duration
 
 	// ---
 	hello     uint64        // number of the last Hello
@@ -112,7 +129,8 @@ func newSession(a *Agent, address string) *session {
 	}
 }
 
-// run lives as long as the stream; all its goroutines have ended when it returns.
+// run lives as long as the stream. Its goroutines have ended when it returns, unless the connection holds them up: what
+// these still do is nothing to the agent.
 func (s *session) run(ctx context.Context) error {
 	a := s.agent
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -128,7 +146,7 @@ func (s *session) run(ctx context.Context) error {
 	a.mu.Unlock()
 	a.signal()
 
-	var parts sync.WaitGroup
+	parts := new(sync.WaitGroup)
 	parts.Go(func() { cancel(s.read(rpc)) })
 	parts.Go(func() {
 		if err := s.write(ctx, rpc); err != nil {
@@ -141,11 +159,20 @@ func (s *session) run(ctx context.Context) error {
 		}
 	})
 	s.watch(ctx, cancel)
-	parts.Wait()
-	rpc.CloseResponse()
 	a.mu.Lock()
 	a.line, a.seat = nil, nil
 	a.mu.Unlock()
+	ended := make(chan struct{})
+	a.left.Go(func() {
+		defer close(ended)
+		rpc.CloseRequest()
+		parts.Wait()
+		rpc.CloseResponse()
+	})
+	select {
+	case <-ended:
+	case <-time.After(time.Second):
+	}
 	return context.Cause(ctx)
 }
 
@@ -207,6 +234,9 @@ func (s *session) gather() *workerpb.WorkerMessage {
 	a := s.agent
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.line != s {
+		return nil // another stream speaks for the agent
+	}
 	m := &workerpb.WorkerMessage{}
 	if s.helloDue {
 		s.helloDue = false
@@ -305,7 +335,9 @@ func (s *session) handle(m *workerpb.NodeMessage) error {
 	}
 	if m.Resync != 0 {
 		a.mu.Lock()
-		s.askHello(m.Resync)
+		if a.line == s {
+			s.askHello(m.Resync)
+		}
 		a.mu.Unlock()
 	}
 	if m.Drain {
@@ -323,7 +355,7 @@ func (s *session) welcome(w *workerpb.Welcome) error {
 		return &refusedError{job.Errorf(job.Code(w.GetCode()), "refused", "%s", w.GetMessage())}
 	}
 	a.mu.Lock()
-	if w.GetResync() != s.hello || s.helloDue {
+	if a.line != s || w.GetResync() != s.hello || s.helloDue {
 		a.mu.Unlock()
 		return nil // answers an earlier Hello than the last
 	}
@@ -341,6 +373,7 @@ func (s *session) welcome(w *workerpb.Welcome) error {
 	}
 	set(&s.heartbeatEvery, w.GetHeartbeatEvery())
 	set(&s.heartbeatLost, w.GetHeartbeatLost())
+	set(&s.scatter, min(w.GetScatter(), uint32(maxBackoff.Milliseconds())))
 	set(&a.lease.timeout, w.GetLeaseTimeout())
 	a.lease.renew(s.helloAt)
 	a.desk.reseat(w)
@@ -350,6 +383,7 @@ func (s *session) welcome(w *workerpb.Welcome) error {
 		a.stop(job.Fence(f), &Stop{Reason: job.LeaseLost, Grace: leaseGrace})
 	}
 	if first {
+		a.roster.serves(s.address)
 		a.config.Logger.Info("attached", "worker", a.config.Name, "node", s.address, "session", w.GetSession())
 	}
 	a.signal()

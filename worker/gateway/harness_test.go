@@ -30,7 +30,10 @@ func TestMain(m *testing.M) {
 
 // leader is a small leader: it knows who is attached and what is granted, and records what it is told.
 type leader struct {
-	gateway *node
+	gateway interface {
+		Assign(context.Context, []job.Delivery) []bool
+		Acknowledge(context.Context, []job.Ack)
+	}
 	autoAck bool
 	// patience is how long await waits; 0 means 30 s.
 	patience time.Duration

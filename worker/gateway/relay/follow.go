@@ -32,8 +32,9 @@ type FollowConfig struct {
 	Changed <-chan struct{}
 	// Epoch answers the highest epoch in this node's own state. May be nil.
 	Epoch func() job.Epoch
-	// Client carries the link; it must speak HTTP/2. Its connections should carry little else: a link shares their flow
-	// control. URL is the base URL of an address. Both are required.
+	// Client carries the link; it must speak HTTP/2, and give up a connection that takes nothing for some seconds (as
+	// http.HTTP2Config.WriteByteTimeout does): until then Follow cannot end. Its connections should carry little else: a
+	// link shares their flow control. URL is the base URL of an address. Both are required.
 	Client connect.HTTPClient
 	URL    func(address string) string
 	// Registerer takes the metrics; nil: none are kept.
@@ -64,7 +65,7 @@ const (
 type follower struct {
 	FollowConfig
 	metrics *followMetrics
-	highest job.Epoch
+	left    sync.WaitGroup // what ended links left behind
 }
 
 // Follow joins this node's gateway to whoever leads, as long as that is another node, until ctx ends; all that it started
@@ -74,6 +75,7 @@ func Follow(ctx context.Context, c FollowConfig) error {
 		return fmt.Errorf("relay: %w", err)
 	}
 	f := &follower{FollowConfig: c, metrics: newFollowMetrics(c.Registerer)}
+	defer f.left.Wait()
 	pause := minRetry
 	for ctx.Err() == nil {
 		id, address, ok := f.Leader()
@@ -113,13 +115,13 @@ func (f *follower) wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// floor is the highest epoch that this node has heard of, from anybody. One goroutine asks at a time.
+// floor is the highest epoch that this node has heard of, from anybody.
 func (f *follower) floor() job.Epoch {
-	f.highest = max(f.highest, f.Gateway.Epoch())
+	e := f.Gateway.Epoch()
 	if f.Epoch != nil {
-		f.highest = max(f.highest, f.Epoch())
+		e = max(e, f.Epoch())
 	}
-	return f.highest
+	return e
 }
 
 var errAnotherLeads = errors.New("Raft names another leader")
@@ -137,7 +139,7 @@ func (f *follower) follow(ctx context.Context, id, address string) error {
 	defer watch.Stop()
 
 	hello := &workerpb.GatewayMessage{Hello: &workerpb.NodeHello{Node: f.Node, Epoch: uint64(f.floor())}}
-	var parts sync.WaitGroup
+	parts := new(sync.WaitGroup)
 	parts.Go(func() {
 		err := rpc.Send(hello)
 		if err == nil {
@@ -161,10 +163,20 @@ func (f *follower) follow(ctx context.Context, id, address string) error {
 		}
 	}
 	l.end()
-	rpc.CloseRequest()
-	parts.Wait()
-	rpc.CloseResponse()
 	f.metrics.linked.Set(0)
+	// A connection that takes nothing can hold its stream up until it is given up as well. What the link may still read is for
+	// sessions that have ended.
+	ended := make(chan struct{})
+	f.left.Go(func() {
+		defer close(ended)
+		rpc.CloseRequest()
+		parts.Wait()
+		rpc.CloseResponse()
+	})
+	select {
+	case <-ended:
+	case <-time.After(time.Second):
+	}
 	return context.Cause(ctx)
 }
 

@@ -335,10 +335,16 @@ func (l *link) handle(m *workerpb.LeaderMessage) error {
 			return err
 		}
 	}
-	if m.Move > 0 {
+	if m.Move > 0 && !l.over() {
 		l.gateway.Shed(int(m.Move), 10*time.Second)
 	}
 	return nil
+}
+
+func (l *link) over() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.dead
 }
 
 // document decodes a job document. Unlike a worker, which may be older than the document, nodes understand each other.

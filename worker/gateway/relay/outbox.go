@@ -113,8 +113,8 @@ func (b *outbox) ordersOf(session job.SessionID) *workerpb.SessionOrders {
 func (b *outbox) offer(e *errand) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	owes := len(b.unanswered) > 0 && time.Since(b.unanswered[0].sentAt) > b.patience
-	stuck := !b.sending.IsZero() && time.Since(b.sending) > b.patience
+	owes := len(b.unanswered) > 0 && time.Since(b.unanswered[0].sentAt) >= b.patience
+	stuck := !b.sending.IsZero() && time.Since(b.sending) >= b.patience
 	if b.closed || owes || stuck {
 		e.end()
 		return b.closed
