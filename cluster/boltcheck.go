@@ -30,8 +30,7 @@ func checkBolt(path string) error {
 		return nil
 	}
 	if err := checkBoltFile(f, info.Size()); err != nil {
-		return fmt.Errorf("the raft log %s is damaged: %w; move %s away and let this node join again as a new one, or restore a copy",
-			path, err, filepath.Dir(path))
+		return fmt.Errorf("the raft log %s is damaged: %w; %s", path, err, whatToDo(filepath.Dir(path)))
 	}
 	return nil
 }

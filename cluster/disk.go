@@ -134,8 +134,7 @@ func checkMark(dbPath, markPath string, m *markFile, marked bool, db *raftboltdb
 		covered = max(covered, list[0].Index)
 	}
 	want := m.value()
-	advice := fmt.Sprintf("in a cluster move %s away and let this node join again as a new, empty one; alone restore the newest copy, "+
-		"or delete %s to go on without what is missing", filepath.Dir(dbPath), markPath)
+	advice := fmt.Sprintf("%s, or delete %s to go on without what is missing", whatToDo(filepath.Dir(dbPath)), markPath)
 	switch {
 	case !marked:
 		if have != (mark{}) {
@@ -166,14 +165,20 @@ func checkMark(dbPath, markPath string, m *markFile, marked bool, db *raftboltdb
 	return nil
 }
 
+// whatToDo is what a person does about a log that cannot be trusted. No node does it by itself: a disk that fails often
+// would make it forget again and again, and several at once would lose what only they had.
+func whatToDo(dir string) string {
+	return fmt.Sprintf("in a cluster move %s away and start this node again: it joins as a new server under its old name and gets everything from the others; "+
+		"alone restore the newest copy", dir)
+}
+
 // guardPanics turns a panic or a memory fault inside bolt, which assumes sound pages, into an error. It covers what
 // happens on this goroutine only.
 func guardPanics(path string, f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("the raft log %s is damaged (%v); move %s away and let this node join again as a new one, or restore a copy",
-				path, p, filepath.Dir(path))
+			err = fmt.Errorf("the raft log %s is damaged (%v); %s", path, p, whatToDo(filepath.Dir(path)))
 		}
 	}()
 	return f()

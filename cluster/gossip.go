@@ -12,6 +12,7 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,7 +26,7 @@ import (
 type GossipConfig struct {
 	// NodeID is this node's id. Required.
 	NodeID string
-	// Address is the host:port of the first cell; each further cell takes the next port. Port 0 takes any free ones.
+	// Address is the host:port of the first cell; each further one takes the port after that of the one before. Port 0 takes any free ones.
 	// Default 127.0.0.1:0.
 	Address string
 	// AdvertiseHost is what others are told instead of Address's host; needed when that is 0.0.0.0 or behind a NAT.
@@ -193,6 +194,16 @@ func newBoot() string { return uuid.NewString()[:8] }
 
 func cellName(i int) string { return "cell-" + strconv.Itoa(i) }
 
+// maxCells bounds the numbers of cells: ten times as many as ten thousand workers need.
+const maxCells = 100
+
+// cellNumber is the number of a cell, from 1.
+func cellNumber(name string) (int, bool) {
+	digits, ok := strings.CutPrefix(name, "cell-")
+	n, err := strconv.Atoi(digits)
+	return n, ok && err == nil && n >= 1 && n <= maxCells && cellName(n) == name
+}
+
 // key is the key of one cell. Cells have keys of their own so that a worker of one cannot speak in another.
 func (g *Gossip) key(cell string) []byte {
 	h := hmac.New(sha256.New, g.cfg.Secret)
@@ -211,17 +222,21 @@ func (g *Gossip) open(ctx context.Context, name string) (*cell, error) {
 			return c, nil
 		}
 	}
-	n, closed := len(g.cells), g.closed
+	closed := g.closed
 	g.mu.Unlock()
 	if closed {
 		return nil, notLeader(errClosed)
+	}
+	number, ok := cellNumber(name)
+	if !ok {
+		return nil, job.Errorf(job.Invalid, "cell", "%.64q is not a gossip cell", name)
 	}
 	host, port, err := splitAddress(g.cfg.Address, "Address")
 	if err != nil {
 		return nil, err
 	}
 	if port != 0 {
-		port += n
+		port += number - 1 // the same on every node
 	}
 	c := &cell{name: name, gossip: g, members: map[string]*Member{}, leaving: map[string]bool{}}
 	c.list, err = join(ctx, memberOptions{
@@ -290,10 +305,20 @@ func (g *Gossip) Assign(ctx context.Context, worker string) (Placement, error) {
 			}
 			return Placement{Cell: c.name, Seeds: append([]string{c.address}, c.peers...), Key: g.key(c.name)}, nil
 		}
-		next := cellName(len(g.cells) + 1)
+		next := g.nextCell()
 		g.mu.Unlock()
 		if _, err := g.open(ctx, next); err != nil {
 			return Placement{}, &job.Error{Code: job.Unavailable, Reason: "no_cell", Message: "no gossip cell has room for this worker", Cause: err}
+		}
+	}
+}
+
+// nextCell is the first cell that is not open yet. It needs g.mu.
+func (g *Gossip) nextCell() string {
+	for i := 1; ; i++ {
+		name := cellName(i)
+		if !slices.ContainsFunc(g.cells, func(c *cell) bool { return c.name == name }) {
+			return name
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -218,6 +219,111 @@ func TestNodesMeet(t *testing.T) {
 	p, err := b.Assign(t.Context(), "worker-2")
 	if err != nil || len(p.Seeds) != 2 {
 		t.Errorf("%+v %v", p, err)
+	}
+}
+
+// TestCellsOfACluster: a cell that one node opens is soon open on all, with the same key, and a worker that joins through
+// one node is seen by all.
+func TestCellsOfACluster(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, "a", "b", "c")
+	for _, h := range s.hosts {
+		h.start()
+	}
+	s.gather("a", "b", "c")
+	nodes := map[string]*Gossip{}
+	for name, h := range s.hosts {
+		s.await("the secret of gossip", func() bool { return len(h.node.State().GossipSecret()) == 32 })
+		nodes[name] = openGossip(t, GossipConfig{NodeID: h.node.ID(), Secret: h.node.State().GossipSecret(), MaxCell: 1, AssignPerSecond: 1000})
+		h.node.Peers().Gossip(nodes[name])
+	}
+	first, err := nodes["a"].Assign(t.Context(), "w1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := nodes["a"].Assign(t.Context(), "w2")
+	if err != nil || second.Cell == first.Cell {
+		t.Fatal(second, err)
+	}
+	s.await("two cells on each node", func() bool {
+		return len(nodes["a"].Cells()) == 2 && len(nodes["b"].Cells()) == 2 && len(nodes["c"].Cells()) == 2
+	})
+	s.await("all nodes in each cell", func() bool {
+		for _, g := range nodes {
+			in := map[string]int{}
+			for _, m := range g.Members() {
+				if m.Node && m.State == MemberAlive {
+					in[m.Cell]++
+				}
+			}
+			if in["cell-1"] != 3 || in["cell-2"] != 3 {
+				return false
+			}
+		}
+		return true
+	})
+	joinWorker(t, nodes["b"], "w3") // which takes the room that b has: what a was asked is a's alone
+	s.await("the worker on each node", func() bool {
+		for _, g := range nodes {
+			if !slices.ContainsFunc(g.Members(), func(m Member) bool { return m.Name == "w3" && m.State == MemberAlive }) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// TestStrangersSeeNothing: without the key of a cell, or with another one, nobody gets in, and nobody is told of it.
+func TestStrangersSeeNothing(t *testing.T) {
+	g := openGossip(t, GossipConfig{})
+	joinWorker(t, g, "worker-1")
+	seeds := []string{g.Cells()["cell-1"]}
+	for what, key := range map[string][]byte{"no key": nil, "another key": bytes.Repeat([]byte{9}, 32)} {
+		list, err := join(t.Context(), memberOptions{
+			cell: "cell-1", name: "stranger", boot: "boot", key: key, version: "1", host: "127.0.0.1", log: discard,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := joinSeeds(t.Context(), list, seeds); err == nil {
+			t.Errorf("with %s it got in", what)
+		}
+		if seen := list.Members(); len(seen) != 1 {
+			t.Errorf("with %s it sees %v", what, seen)
+		}
+		// What it sends by itself is not taken either.
+		to := &memberlist.Node{Name: memberName("node-1", g.boot), Addr: net.IPv4(127, 0, 0, 1), Port: g.cells[0].list.LocalNode().Port}
+		_ = list.SendBestEffort(to, []byte(goodbye+"worker-1"))
+		if err := list.Shutdown(); err != nil {
+			t.Error(err)
+		}
+	}
+	if slices.ContainsFunc(g.Members(), func(m Member) bool { return m.Name == "stranger" }) {
+		t.Errorf("%+v", g.Members())
+	}
+}
+
+// TestCellNames: what another node says of its cells is checked, and a gap in them does no harm.
+func TestCellNames(t *testing.T) {
+	g := openGossip(t, GossipConfig{MaxCell: 1, AssignPerSecond: 1000})
+	for _, bad := range []string{"", "cell-", "cell-0", "cell-01", "cell--1", "cell-101", "cell-1x", "other"} {
+		if err := g.Meet(t.Context(), bad, nil); job.CodeOf(err) != job.Invalid {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+	if err := g.Meet(t.Context(), "cell-3", nil); err != nil {
+		t.Fatal(err)
+	}
+	cells := map[string]bool{}
+	for i := range 4 {
+		p, err := g.Assign(t.Context(), fmt.Sprint("w", i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		cells[p.Cell] = true
+	}
+	if len(cells) != 4 || !cells["cell-2"] || !cells["cell-4"] {
+		t.Error(cells)
 	}
 }
 

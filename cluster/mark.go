@@ -70,8 +70,8 @@ func openMark(path string) (m *markFile, found bool, err error) {
 	}
 	if !valid {
 		_ = f.Close()
-		return nil, true, fmt.Errorf("the high-water mark %s is damaged in both slots, so nothing proves that the log is complete; "+
-			"move %s away and let this node join again as a new one, or delete the mark to trust the log as it is", path, filepath.Dir(path))
+		return nil, true, fmt.Errorf("the high-water mark %s is damaged in both slots, so nothing proves that the log is complete; %s, or delete the mark to trust the log as it is",
+			path, whatToDo(filepath.Dir(path)))
 	}
 	return m, true, nil
 }

@@ -100,7 +100,9 @@ func TestRestoreRefuses(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		var terms atomic.Int32
-		go func() { ended <- n.Run(ctx, func(ctx context.Context) error { terms.Add(1); return leadUntilEnd(ctx) }) }()
+		go func() {
+			ended <- n.Run(ctx, func(ctx context.Context) error { terms.Add(1); return leadUntilEnd(ctx) })
+		}()
 		time.Sleep(5 * time.Second)
 		good := saved(t, n)
 		other := open(t, Config{Memory: NewMemory("x"), Self: job.Node{Name: "x"}})
