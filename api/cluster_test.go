@@ -215,7 +215,7 @@ func TestTheQuorumIsCounted(t *testing.T) {
 		tolerates         int
 		summary, adviceIn string // of the advice a piece, or "" for none
 	}{
-		{"alone", "a", three(true, true)[:1], true, 0, "healthy: 1 of 1 voter answer; tolerates no failure", ""},
+		{"alone", "a", three(true, true)[:1], true, 0, "healthy: the only voter answers; tolerates no failure", ""},
 		{"two", "a", three(true, true)[:2], true, 0, "healthy: 2 of 2 voters answer; tolerates no failure", "add a third node"},
 		{"three", "a", three(true, true), true, 1, "healthy: 3 of 3 voters answer; tolerates 1 failure", ""},
 		{"one of three is down", "a", three(true, false), true, 0, "healthy: 2 of 3 voters answer; tolerates no further failure", "start c again"},

@@ -46,6 +46,8 @@ func quorumOf(s *ClusterStatus) Quorum {
 		q.Summary = "no node leads at the moment"
 	case !q.Healthy:
 		q.Summary = fmt.Sprintf("only %d of %s answer, %d are needed: nothing is decided", q.Answering, voters, majority)
+	case q.Voters == 1:
+		q.Summary = "healthy: the only voter answers; tolerates no failure"
 	case q.Tolerates == 0 && len(silent) > 0:
 		q.Summary = fmt.Sprintf("healthy: %d of %s answer; tolerates no further failure", q.Answering, voters)
 	case q.Tolerates == 0:
@@ -56,7 +58,7 @@ func quorumOf(s *ClusterStatus) Quorum {
 	if len(silent) > 0 && s.Leader != "" {
 		advise("start %s again; what is lost for good can be replaced by a node of the same name, or removed with `muster cluster remove`", listed(silent))
 	}
-	if q.Voters == 2 && len(joining) == 0 {
+	if q.Voters == 2 && q.Healthy && len(joining) == 0 {
 		advise("add a third node: of two none may fail")
 	}
 	if len(joining) > 0 {

@@ -144,8 +144,8 @@ func (a *API) clusterRoutes() {
 	serve(a, route{endpoint: at("verify-replicas", Operate, post, "/v1/cluster/verify"), tag: "cluster",
 		summary: "Compare the nodes' states", notes: "Each node's digest of all its replicated state, taken at the same index of the log.",
 		answers: ok(ReplicaCheck{})}, a.verifyReplicas)
-	serve(a, route{endpoint: streaming(at("read-snapshot", Operate, get, "/v1/cluster/snapshot")), tag: "cluster",
-		summary: "Download a snapshot of the replicated state",
+	serve(a, route{endpoint: streaming(at("read-snapshot", Admin, get, "/v1/cluster/snapshot")), tag: "cluster", // it holds every secret there is
+		summary: "Download a snapshot of the replicated state", notes: "All namespaces, with what runs were given and the cluster's secrets; so it takes an admin.",
 		answers: []answer{{http.StatusOK, "the snapshot", []byte{}, bytesType}}}, a.snapshot)
 	serve(a, route{endpoint: streaming(at("restore-snapshot", Admin, post, "/v1/cluster/snapshot")), tag: "cluster",
 		summary: "Replace the replicated state by a snapshot", notes: "One of this cluster, at most 4 GiB. What was accepted since is lost.",

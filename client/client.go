@@ -119,33 +119,64 @@ func (c *Client) do(ctx context.Context, q *call, out any) (maybe bool, err erro
 	}
 	giveUp := time.Now().Add(c.RetryFor)
 	pause := 25 * time.Millisecond
+	var said failures
 	for try := 1; ; try++ {
 		at := c.next.Load()
 		err = c.once(ctx, c.Addresses[int(at)%len(c.Addresses)], q, body, out)
 		code := job.CodeOf(err)
-		if code != job.Unavailable && code != job.Unknown || ctx.Err() != nil {
+		if code != job.Unavailable && code != job.Unknown {
 			return maybe, err
 		}
+		said.add(err)
 		if code == job.Unknown {
-			if q.once {
-				return maybe, err
-			}
 			maybe = true
+		}
+		if ctx.Err() != nil || code == job.Unknown && q.once {
+			return maybe, said.worst()
 		}
 		// Whoever fails first moves the others along too; the next call starts at the node that answered last.
 		c.next.CompareAndSwap(at, at+1)
 		if try%len(c.Addresses) != 0 {
 			continue
 		}
-		if c.RetryFor < 0 || time.Now().Add(pause).After(giveUp) {
-			return maybe, err
-		}
-		if !sleep(ctx, pause+rand.N(pause)) {
-			return maybe, err
+		if c.RetryFor < 0 || time.Now().Add(pause).After(giveUp) || !sleep(ctx, pause+rand.N(pause)) {
+			return maybe, said.worst()
 		}
 		pause = min(2*pause, 2*time.Second)
 	}
 }
+
+// failures are the errors of attempts that came to nothing.
+type failures struct{ unknown, answered, unreached error }
+
+func (f *failures) add(err error) {
+	switch e := job.AsError(err); {
+	case e.Code == job.Unknown:
+		f.unknown = err
+	case e.Reason == noConnection || e.Reason == untrustedNode:
+		f.unreached = err
+	default:
+		f.answered = err
+	}
+}
+
+// worst is what the caller has to know of them: that something may have happened, however the attempts after that ended; else
+// what a node said, rather than that another one is not there.
+func (f *failures) worst() error {
+	switch {
+	case f.unknown != nil:
+		return f.unknown
+	case f.answered != nil:
+		return f.answered
+	}
+	return f.unreached
+}
+
+// Reasons for which a node said nothing.
+const (
+	noConnection  = "no_connection"
+	untrustedNode = "untrusted"
+)
 
 // ask is do for a call whose answer is one T.
 func ask[T any](ctx context.Context, c *Client, q *call) (*T, error) {
@@ -255,10 +286,10 @@ func broken(q *call, err error) error {
 	var op *net.OpError
 	switch {
 	case untrusted(err):
-		return &job.Error{Code: job.Unavailable, Reason: "untrusted", Cause: err,
+		return &job.Error{Code: job.Unavailable, Reason: untrustedNode, Cause: err,
 			Message: "the node cannot prove that it is one: its certificate is not of the authority that was named, or not for this address"}
 	case q.method == http.MethodGet || errors.As(err, &op) && op.Op == "dial" || notTLS(err):
-		return &job.Error{Code: job.Unavailable, Reason: "no_connection", Message: "no node could be reached", Cause: err}
+		return &job.Error{Code: job.Unavailable, Reason: noConnection, Message: "no node could be reached", Cause: err}
 	}
 	return &job.Error{Code: job.Unknown, Reason: "no_answer", Message: "the node was asked and did not answer; the request may have been carried out", Cause: err}
 }

@@ -384,3 +384,27 @@ func TestACredentialIsNotMadeTwice(t *testing.T) {
 		t.Errorf("%v after %d requests", err, asked.Load())
 	}
 }
+
+// Of the failures of several nodes the caller hears the one that matters: that it may have happened, or what a node said,
+// rather than that the last one is not there.
+func TestTheFailureThatMattersIsTold(t *testing.T) {
+	unavailable := serve(t, func(w http.ResponseWriter, _ *http.Request) { refuse(w, 503, job.Unavailable) })
+	hangsUp := serve(t, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	dead := deadAddress(t)
+	for _, c := range []struct {
+		addresses []string
+		code      job.Code
+		reason    string
+	}{
+		{[]string{dead}, job.Unavailable, "no_connection"},
+		{[]string{unavailable, dead}, job.Unavailable, "r"},
+		{[]string{dead, unavailable}, job.Unavailable, "r"},
+		{[]string{hangsUp, unavailable, dead}, job.Unknown, "no_answer"},
+	} {
+		cl := newClient(t, client.Config{Addresses: c.addresses, RetryFor: -1})
+		_, err := cl.PauseJob(context.Background(), "x")
+		if e := job.AsError(err); e == nil || e.Code != c.code || e.Reason != c.reason {
+			t.Errorf("%v: %v", c.addresses, err)
+		}
+	}
+}

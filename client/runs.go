@@ -201,11 +201,11 @@ func (c *Client) Output(ctx context.Context, id job.RunID, attempt uint32) (io.R
 
 // stream opens an answer of any length, at the first node that gives one.
 func (c *Client) stream(ctx context.Context, q *call) (io.ReadCloser, error) {
-	var err error
+	var said failures
 	for range c.Addresses {
 		at := c.next.Load()
-		var resp *http.Response
-		if resp, err = c.send(ctx, c.Addresses[int(at)%len(c.Addresses)], q, nil); err == nil {
+		resp, err := c.send(ctx, c.Addresses[int(at)%len(c.Addresses)], q, nil)
+		if err == nil {
 			if resp.StatusCode < 300 {
 				return resp.Body, nil
 			}
@@ -213,12 +213,16 @@ func (c *Client) stream(ctx context.Context, q *call) (io.ReadCloser, error) {
 			resp.Body.Close()
 			err = problem(resp, data)
 		}
-		if code := job.CodeOf(err); code != job.Unavailable && (code != job.Unknown || q.once) || ctx.Err() != nil {
+		code := job.CodeOf(err)
+		if code != job.Unavailable && code != job.Unknown {
 			return nil, err
+		}
+		if said.add(err); ctx.Err() != nil || code == job.Unknown && q.once {
+			break
 		}
 		c.next.CompareAndSwap(at, at+1)
 	}
-	return nil, err
+	return nil, said.worst()
 }
 
 type page[T any] struct {

@@ -269,7 +269,7 @@ func TestTheNodesCertificateIsChecked(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	r = world{env: []string{"MUSTER_ADDRESS=http://" + bare}}.muster(t, "cluster", "status")
-	if r.code != exitUsage || !strings.Contains(r.err, "the node speaks TLS only; write its address with https://") {
+	if r.code != exitUsage || !strings.Contains(r.err, "the node speaks TLS; name the cluster's ca.crt with --ca") {
 		t.Errorf("%+v", r)
 	}
 }

@@ -20,7 +20,7 @@ const credentialCreateHelp = `Make a credential and print its token, which is sh
 The roles, each with what it may do:
 
     admin       everything
-    operator    read; operate workers and the cluster, save its state
+    operator    read; operate workers and the cluster
     developer   read; define jobs, start and cancel runs; look at workers
     submitter   read; start and cancel runs
     viewer      read; look at workers and the cluster

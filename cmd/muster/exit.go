@@ -123,6 +123,9 @@ func (c *cli) sentence(err error) string {
 	if text == "" {
 		text = "the node answered with the error " + string(e.Code)
 	}
+	if e.Reason == "wants_tls" {
+		return "the node speaks TLS; name the cluster's ca.crt with --ca or MUSTER_CA, and write addresses with https:// or without a scheme"
+	}
 	switch e.Code {
 	case job.Unauthenticated:
 		if e.Reason == "no_credential" {
@@ -149,6 +152,9 @@ func (c *cli) nobodyAnswers(err error) string {
 	case errors.As(err, &dns):
 		return fmt.Sprintf("no node answers at %s: the name %s is not known; check --address", at, dns.Name)
 	case errors.Is(err, syscall.ECONNREFUSED):
+		if len(c.addresses) > 1 || c.ca != "" {
+			return fmt.Sprintf("no node answers at %s; check that they run, or set --address", at)
+		}
 		return fmt.Sprintf("no node answers at %s; start one with `muster dev`, or set --address", at)
 	case timedOut(err):
 		return fmt.Sprintf("no node answers at %s within the time limit; check that it runs and can be reached, or set --address", at)

@@ -24,7 +24,7 @@ func (c *cli) snapshotCommand() *cobra.Command {
 		Long: `Save a consistent copy of the cluster's whole state: jobs, runs, credentials (as
 digests), what has ticked. The file appears when it is whole; one that exists is not
 overwritten. It holds what runs were given and what they answered: keep it as you keep
-those. The output of runs is not in it.`,
+those. The output of runs is not in it. The credential must be one of the role admin.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return c.snapshotSave(cmd.Context(), args[0]) },
 	}
 	var yes bool
@@ -188,14 +188,16 @@ What the lost nodes had accepted and this one had not is lost. Every other old n
 must never run again with its old data: start them anew with empty directories, and
 they join this one.
 
+    muster cluster recover --data /var/lib/muster --name n1 --raft 10.0.0.1:8081 --dry-run
     muster cluster recover --data /var/lib/muster --name n1 --raft 10.0.0.1:8081
 
-Run it on the node that is furthest (see the index that it prints), while no server
-runs there; then start the server as before.`
+Look first, with --dry-run, at every node that is left, while no server runs there.
+Then run it on the one whose last entry has the highest term, and among those with the
+same term the highest index; then start that server as before.`
 
 type recoverFlags struct {
 	data, name, raft string
-	yes              bool
+	dry, yes         bool
 	log              logFlags
 }
 
@@ -209,9 +211,10 @@ func (c *cli) recoverCommand() *cobra.Command {
 	fs.StringVar(&f.data, "data", "", "`DIR`: the node's data directory")
 	fs.StringVar(&f.name, "name", "", "`NAME` of the node")
 	fs.StringVar(&f.raft, "raft", "", "`HOST:PORT` where other nodes will reach this one")
+	fs.BoolVar(&f.dry, "dry-run", false, "only show what the directory holds")
 	fs.BoolVarP(&f.yes, "yes", "y", false, "do not ask")
 	f.log.add(fs, "warn")
-	ofOneCall(fs, "yes")
+	ofOneCall(fs, "dry-run", "yes")
 	return cmd
 }
 
@@ -234,6 +237,9 @@ func (c *cli) recoverNode(ctx context.Context, f recoverFlags) error {
 	if _, err := os.Stat(f.data); err != nil {
 		return fileError("--data: the directory", f.data, err)
 	}
+	if f.dry {
+		return c.recoverDry(ctx, f, logger)
+	}
 	if err := c.confirm(f.yes, "recover", "WARNING: %s becomes a cluster of the node %s alone.\nWhat the other nodes had accepted and this one had not is lost, and none of them\nmay ever run again with its old data.", f.data, f.name); err != nil {
 		return err
 	}
@@ -241,18 +247,35 @@ func (c *cli) recoverNode(ctx context.Context, f recoverFlags) error {
 	if err != nil {
 		return processError(err)
 	}
+	return c.printRecovery(f.name, r, "start the server now, then the other nodes with empty data directories")
+}
+
+// recoverDry shows what a directory holds, for the choice between those that are left.
+func (c *cli) recoverDry(ctx context.Context, f recoverFlags, logger *slog.Logger) error {
+	r, err := c.recover(ctx, app.RecoverOptions{DataDir: f.data, Name: f.name, Raft: f.raft, DryRun: true, Logger: logger})
+	if err != nil {
+		return processError(err)
+	}
+	return c.printRecovery(f.name, r, "nothing was changed; recover the node with the highest term, and among those with the highest index")
+}
+
+func (c *cli) printRecovery(name string, r *app.RecoverReport, note string) error {
 	return c.print(answer{
 		value: r,
 		names: func() []string { return []string{r.NodeID} },
 		table: func(b *strings.Builder, color bool) {
 			var s sheet
 			s.add("Cluster", r.ClusterID)
-			s.add("Node", f.name+", "+r.NodeID)
+			s.add("Node", name+", "+r.NodeID)
+			s.add("Last term", fmt.Sprint(r.LastTerm))
 			s.add("Index", fmt.Sprint(r.Index))
 			s.add("Epoch", fmt.Sprint(r.Epoch))
+			for _, server := range r.Servers {
+				s.add("Knew", server)
+			}
 			s.write(b, color)
 		},
-		note: "start the server now, then the other nodes with empty data directories",
+		note: note,
 	})
 }
 
