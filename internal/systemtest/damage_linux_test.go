@@ -123,10 +123,12 @@ func TestDamagedLog(t *testing.T) {
 		n.start()
 		what := "joined again by itself"
 		if err, ended := n.endedBySelf(8 * time.Second); ended {
-			what = "refused: " + lastLine(n.tail())
-			if err == nil {
-				t.Errorf("%s: it ended without an error", d.name)
+			why := lastLine(n.tail())
+			if err == nil || !strings.Contains(why, "move "+filepath.Dir(c.raftLog(n))+" away") {
+				t.Errorf("%s: it ended with %v and does not say what to do: %s", d.name, err, why)
 			}
+			why, _, _ = strings.Cut(why, ";")
+			what = "refused: " + strings.ReplaceAll(why, c.dir+"/", "")
 			raft := filepath.Dir(c.raftLog(n))
 			if err := os.Rename(raft, fmt.Sprintf("%s.%s", raft, strings.ReplaceAll(d.name, " ", "-"))); err != nil {
 				t.Fatal(err)
