@@ -127,6 +127,7 @@ type party struct {
 	rnd   *rand.Rand
 	delay time.Duration // of a greeting, at most
 	deaf  float64       // share of greetings that fail
+	small bool          // logs, so that snapshots are taken and sent
 
 	mu    sync.Mutex
 	gen   int
@@ -179,8 +180,12 @@ func (p *party) up(g *guest) {
 	p.t.Helper()
 	_, trans := raft.NewInmemTransport(raft.ServerAddress("raft-" + g.name))
 	logger, said := testLogger(p.t)
-	n, err := tryOpen(p.t, Config{Memory: g.mem, Transport: trans, Join: true, Logger: logger,
-		Self: job.Node{Name: g.name, API: apiOf(g.name)}, PromoteAfter: time.Second})
+	cfg := Config{Memory: g.mem, Transport: trans, Join: true, Logger: logger,
+		Self: job.Node{Name: g.name, API: apiOf(g.name)}, PromoteAfter: time.Second}
+	if p.small {
+		cfg.SnapshotBytes, cfg.TrailingBytes = 16<<10, 1
+	}
+	n, err := tryOpen(p.t, cfg)
 	if err != nil {
 		p.t.Fatal(err)
 	}
