@@ -68,7 +68,7 @@ func quorumOf(s *ClusterStatus) Quorum {
 		advise("look at the disk and the network of %s, which does not keep up", listed(slow))
 	}
 	for i := range s.Nodes {
-		if n := &s.Nodes[i]; n.ClockOffsetMS > clockTooFar || n.ClockOffsetMS < -clockTooFar {
+		if n := &s.Nodes[i]; n.Healthy && (n.ClockOffsetMS > clockTooFar || n.ClockOffsetMS < -clockTooFar) {
 			advise("set the clock of %s: it is %.1f s off", n.Name, float64(n.ClockOffsetMS)/1000)
 		}
 	}
