@@ -85,9 +85,8 @@ func unreachable(cause error) *job.Error {
 }
 
 // reaching notes whether a call had a connection to its node. Only if it had none, the node knows nothing of it for sure.
-func reaching(ctx context.Context) (context.Context, *atomic.Bool) {
-	var sent atomic.Bool
-	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { sent.Store(true) }}), &sent
+func reaching(ctx context.Context, sent *atomic.Bool) context.Context {
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { sent.Store(true) }})
 }
 
 // refusalOf is what a node said, or nil if it was not a node that said it.
@@ -137,19 +136,21 @@ func toWire(err error) error {
 	return w
 }
 
-// propose hands commands to the leader. sent tells whether it may know of them.
-func (p *Peers) propose(ctx context.Context, _, address string, commands []byte) (index uint64, sent bool, err error) {
-	ctx, reached := reaching(ctx)
-	answer, err := p.at(address).Propose(ctx, request(&clusterpb.ProposeRequest{Node: p.node.id, Commands: commands}))
-	switch {
-	case err == nil:
-		return answer.Msg.Index, true, nil
-	case refusalOf(err) != nil:
-		return 0, true, refusalOf(err)
-	case !reached.Load(), connect.CodeOf(err) == connect.CodeUnimplemented: // nobody is there to answer
-		return 0, false, err
+// propose hands commands to the leader. sent is set as soon as it may know of them.
+func (p *Peers) propose(ctx context.Context, address string, commands []byte, sent *atomic.Bool) (index uint64, err error) {
+	answer, err := p.at(address).Propose(reaching(ctx, sent), request(&clusterpb.ProposeRequest{Node: p.node.id, Commands: commands}))
+	if err == nil {
+		sent.Store(true)
+		return answer.Msg.Index, nil
 	}
-	return 0, true, mayHappen(err)
+	if r := refusalOf(err); r != nil {
+		sent.Store(true)
+		return 0, r
+	}
+	if connect.CodeOf(err) == connect.CodeUnimplemented { // nobody is there to answer
+		sent.Store(false)
+	}
+	return 0, mayHappen(err)
 }
 
 func (p *Peers) askFreshness(ctx context.Context) (uint64, error) {
@@ -227,14 +228,14 @@ func (p *Peers) changeAt(ctx context.Context, address string, call func(context.
 	}
 	ctx, cancel := context.WithTimeout(ctx, changeLimit)
 	defer cancel()
-	ctx, reached := reaching(ctx)
-	err := call(ctx, p.at(address))
+	var sent atomic.Bool
+	err := call(reaching(ctx, &sent), p.at(address))
 	switch {
 	case err == nil:
 		return nil
 	case refusalOf(err) != nil:
 		return refusalOf(err)
-	case !reached.Load(), connect.CodeOf(err) == connect.CodeUnimplemented:
+	case !sent.Load(), connect.CodeOf(err) == connect.CodeUnimplemented:
 		return unreachable(err)
 	}
 	return mayHappen(err)

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/musterhq/muster/fsm"
@@ -19,7 +20,7 @@ type forwarder struct {
 	state  *fsm.State
 	leader func() (id, address string, ok bool)
 	own    func(ctx context.Context, commands []fsm.Command) ([]fsm.Result, error) // when this node leads meanwhile
-	call   func(ctx context.Context, leader, address string, commands []byte) (index uint64, sent bool, err error)
+	call   func(ctx context.Context, address string, commands []byte, sent *atomic.Bool) (index uint64, err error)
 	self   string
 	count  func(outcome string)
 
@@ -36,6 +37,9 @@ const forwardSlots = 4
 
 // forwardTimeout bounds one call of the leader.
 const forwardTimeout = 10 * time.Second
+
+// newTermGrace is how long this node may take to apply what a new leader found in the log, once it follows it.
+const newTermGrace = 500 * time.Millisecond
 
 // patience is how long an election may take before proposals that wait for a leader are refused, and those of unknown
 // outcome answered so.
@@ -141,39 +145,71 @@ func (f *forwarder) send(batch []*proposal, leader, address string) {
 	}
 	expected := f.state.Expect(tags...)
 	defer expected.Cancel()
+	var sent atomic.Bool
 	answer := make(chan error, 1)
 	go func() {
-		index, sent, err := f.call(ctx, leader, address, data)
+		index, err := f.call(ctx, address, data, &sent)
 		switch {
 		case err == nil:
 			expected.Committed(index)
-		case !sent:
+		case !sent.Load():
 			err = &job.Error{Code: job.Unavailable, Reason: reasonNotLeader, Message: "the node that leads the cluster cannot be reached; try again", Cause: err}
 		}
 		answer <- err
 	}()
-	select {
-	case <-expected.Done(): // this node learned of the commit before the call's answer
-		f.deliver(batch, expected)
-		<-answer // the slot bounds the calls, too
-		return
-	case err = <-answer:
-	}
-	if err != nil && job.CodeOf(err) != job.Unknown {
-		f.settle(batch, nil, err, leader, address)
-		return
-	}
-	// Committed, so this node will apply it; or unknown, and if it is in the log, the next leader commits it with the first
-	// entry of its term.
-	wait := time.NewTimer(f.cfg.patience())
-	defer wait.Stop()
-	select {
-	case <-expected.Done():
-		f.deliver(batch, expected)
-	case <-wait.C:
-		f.refuse(batch, mayHappen(err))
-	case <-f.life.Done():
-		f.refuse(batch, mayHappen(errClosed))
+	// A leader that is gone without a word does not answer. Once this node follows another, a call that has not reached it
+	// is taken to that one. One that has is in the log by the first entries of the new term, or never.
+	look := time.NewTicker(20 * time.Millisecond)
+	defer look.Stop()
+	var late, changed <-chan time.Time
+	answered := false
+	for {
+		select {
+		case <-expected.Done(): // perhaps before the answer
+			f.deliver(batch, expected)
+			if !answered {
+				<-answer // the slot bounds the calls, too
+			}
+			return
+		case err = <-answer:
+			if err != nil && job.CodeOf(err) != job.Unknown {
+				f.settle(batch, nil, err, leader, address)
+				return
+			}
+			answered = true
+			timer := time.NewTimer(f.cfg.patience())
+			defer timer.Stop()
+			late = timer.C
+		case <-look.C:
+			now, _, ok := f.leader()
+			if !ok || now == leader || changed != nil {
+				continue
+			}
+			if !sent.Load() {
+				cancel()
+				continue
+			}
+			timer := time.NewTimer(newTermGrace)
+			defer timer.Stop()
+			changed = timer.C
+		case <-changed:
+			changed = make(chan time.Time)
+			if answered {
+				f.refuse(batch, mayHappen(err))
+				return
+			}
+			cancel() // and hear why
+			late = time.After(0)
+		case <-late:
+			if !answered {
+				<-answer
+			}
+			f.refuse(batch, mayHappen(err))
+			return
+		case <-f.life.Done():
+			f.refuse(batch, mayHappen(errClosed))
+			return
+		}
 	}
 }
 
