@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -188,7 +189,7 @@ What the lost nodes had accepted and this one had not is lost. Every other old n
 must never run again with its old data: start them anew with empty directories, and
 they join this one.
 
-    muster cluster recover --data /var/lib/muster --name n1 --raft 10.0.0.1:8081 --dry-run
+    muster cluster recover --data /var/lib/muster --name n1 --dry-run
     muster cluster recover --data /var/lib/muster --name n1 --raft 10.0.0.1:8081
 
 Look first, with --dry-run, at every node that is left, while no server runs there.
@@ -224,7 +225,7 @@ func (c *cli) recoverNode(ctx context.Context, f recoverFlags) error {
 		return err
 	}
 	for _, flag := range [][2]string{{"data", f.data}, {"name", f.name}, {"raft", f.raft}} {
-		if flag[1] == "" {
+		if flag[1] == "" && !(f.dry && flag[0] == "raft") {
 			return usageErrorf("--%s is missing; see `muster cluster recover --help`", flag[0])
 		}
 	}
