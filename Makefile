@@ -5,6 +5,8 @@ GO       ?= go
 PKG      ?= ./...
 DATA     ?= bin/dev-data
 HTTP     ?= 127.0.0.1:8080
+CLUSTER  ?= bin/cluster-data
+PORT     ?= 8080
 # Tests measure leases, elections and clocks. More packages at once than this, on a small machine, wait for each other.
 PARALLEL ?= 2
 BENCH    ?= .
@@ -18,19 +20,22 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 VCS = $(if $(shell git rev-parse HEAD 2>/dev/null),auto,false)
 
 .DEFAULT_GOAL := help
-.PHONY: help build run deps test race chaos lint bench gobench generate clean
+.PHONY: help build run cluster deps test race chaos lint bench gobench generate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo 'PKG=./job/... narrows test, race, lint and gobench. BENCH=REGEXP and BENCHTIME=1x are for gobench,'
-	@echo 'DATA=DIR and HTTP=HOST:PORT for run, KILLS=N and TRIAL=TestPartitions for chaos.'
+	@echo 'DATA=DIR and HTTP=HOST:PORT for run, CLUSTER=DIR and PORT=N for cluster, KILLS=N and TRIAL=TestPartitions for chaos.'
 
 build: ## Build bin/muster, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(VCS) -o bin/muster ./cmd/muster
 
 run: build ## Run a node with a worker on this machine, until Ctrl-C
 	bin/muster dev --data $(DATA) --http $(HTTP)
+
+cluster: build ## Run three nodes and six workers on this machine, until Ctrl-C
+	@sh deploy/local/cluster.sh --data $(CLUSTER) --port $(PORT)
 
 deps: ## Fetch what building and testing need
 	@command -v $(GO) >/dev/null || { echo 'Go is missing: install it from https://go.dev/dl/ or with your system (golang-go), then try again.' >&2; exit 1; }
@@ -69,5 +74,5 @@ generate: ## Generate the protocols' Go code again; needs protoc (protobuf-compi
 	PATH="$(CURDIR)/bin:$$PATH" protoc --go_out=. --go_opt=paths=source_relative \
 		--connect-go_out=. --connect-go_opt=paths=source_relative,package_suffix= $(shell git ls-files '*.proto')
 
-clean: ## Remove what was built, and the data of make run
+clean: ## Remove what was built, and the data of make run and make cluster
 	rm -rf bin
