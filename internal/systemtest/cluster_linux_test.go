@@ -62,6 +62,7 @@ type cluster struct {
 	binary  string
 	rec     *recorder
 	starter *starter
+	seed    uint64
 	rand    *rand.Rand
 	token   string
 	ca      *tls.Config
@@ -77,11 +78,11 @@ type cluster struct {
 // newCluster makes certificates and processes, and starts nothing.
 func newCluster(t *testing.T, s shape) *cluster {
 	t.Helper()
-	if *seed == 0 {
-		*seed = uint64(time.Now().UnixNano())
+	if !*chaos {
+		t.Parallel() // they mostly wait
 	}
-	t.Logf("-seed %d", *seed)
-	c := &cluster{shape: s, t: t, dir: t.TempDir(), rand: rand.New(rand.NewPCG(*seed, 7)), starter: newStarter(t), began: time.Now()}
+	seed := chosenSeed(t)
+	c := &cluster{shape: s, t: t, seed: seed, dir: t.TempDir(), rand: rand.New(rand.NewPCG(seed, 7)), starter: newStarter(t), began: time.Now()}
 	if *keep != "" {
 		c.dir = filepath.Join(absolute(t, *keep), t.Name())
 		if err := os.RemoveAll(c.dir); err != nil {
@@ -95,10 +96,7 @@ func newCluster(t *testing.T, s shape) *cluster {
 	if err := os.WriteFile(filepath.Join(c.dir, workFile), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c.binary = buildMuster(t, t.TempDir())
-	if exec.Command(c.binary, "server", "--help").Run() != nil && !s.dev {
-		t.Skip("this muster has no server yet")
-	}
+	c.binary = buildMuster(t)
 	var names, hosts, apis []string
 	var ports []int
 	for i := range s.nodes {
@@ -288,7 +286,7 @@ func (c *cluster) start() {
 	}
 	clients, stop := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	wg.Go(func() { c.load.run(clients, *seed) })
+	wg.Go(func() { c.load.run(clients, c.seed) })
 	c.stop = sync.OnceFunc(func() { stop(); wg.Wait() })
 	c.t.Cleanup(c.stop)
 }

@@ -36,6 +36,9 @@ func TestMain(m *testing.M) {
 	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
 		printTable()
+		if buildDir != "" {
+			os.RemoveAll(buildDir)
+		}
 		os.Exit(code)
 	}))
 }
@@ -43,10 +46,7 @@ func TestMain(m *testing.M) {
 // TestKill kills the process with SIGKILL again and again while jobs tick every second and clients submit, restarts it at
 // once, and judges D1 to D4 over what clients were told, what the commands noted, and what the system says in the end.
 func TestKill(t *testing.T) {
-	if *seed == 0 {
-		*seed = uint64(time.Now().UnixNano())
-	}
-	t.Logf("-seed %d", *seed)
+	seed := chosenSeed(t)
 	dir := t.TempDir()
 	if *keep != "" {
 		var err error
@@ -58,10 +58,10 @@ func TestKill(t *testing.T) {
 		}
 	}
 	rec := newRecorder(t, dir)
-	s := newDev(t, buildMuster(t, t.TempDir()), dir, rec)
+	s := newDev(t, buildMuster(t), dir, rec)
 	s.start()
 
-	k := &killing{t: t, dir: dir, server: s, rec: rec, rand: rand.New(rand.NewPCG(*seed, 99)), docs: documents(dir, *jobs)}
+	k := &killing{t: t, dir: dir, server: s, rec: rec, rand: rand.New(rand.NewPCG(seed, 99)), docs: documents(dir, *jobs)}
 	l := newLoad(t, dir, []endpoint{{"", s.url}}, nil, "", rec, k.docs)
 	k.ready(time.Minute)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -73,7 +73,7 @@ func TestKill(t *testing.T) {
 
 	clients, stop := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	wg.Go(func() { l.run(clients, *seed) })
+	wg.Go(func() { l.run(clients, seed) })
 	k.run(*kills)
 	stop()
 	wg.Wait()
@@ -102,6 +102,21 @@ func TestKill(t *testing.T) {
 		t.Error(v)
 	}
 }
+
+// chosenSeed is the same for all trials, which say it.
+func chosenSeed(t *testing.T) uint64 {
+	t.Helper()
+	s := makeSeed()
+	t.Logf("-seed %d", s)
+	return s
+}
+
+var makeSeed = sync.OnceValue(func() uint64 {
+	if *seed == 0 {
+		return uint64(time.Now().UnixNano())
+	}
+	return *seed
+})
 
 // killing is who kills.
 type killing struct {

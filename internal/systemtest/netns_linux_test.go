@@ -35,13 +35,16 @@ func inOwnNetwork(t *testing.T) bool {
 	if _, err := exec.LookPath("ip"); err != nil {
 		t.Skip("NOT TESTED: network partitions need the ip command (Debian: apt-get install iproute2)")
 	}
+	if !*chaos {
+		t.Parallel()
+	}
 	rows := filepath.Join(t.TempDir(), "rows")
 	args := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(a string) bool { // files that this process writes
 		return strings.HasPrefix(a, "-test.testlogfile=") || strings.HasPrefix(a, "-test.coverprofile=") || strings.HasPrefix(a, "-test.gocoverdir=")
 	})
 	args = append(args, "-test.run=^"+t.Name()+"$", "-test.count=1")
 	if *built == "" { // the modules may have to be fetched, which takes the network
-		args = append(args, "-muster="+buildMuster(t, t.TempDir()))
+		args = append(args, "-muster="+buildMuster(t))
 	}
 	c := exec.Command(os.Args[0], args...)
 	c.Env = append(os.Environ(), ownNetwork+"="+rows)

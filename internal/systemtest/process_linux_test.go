@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -17,20 +18,34 @@ import (
 	"github.com/musterhq/muster/internal/checker"
 )
 
-// buildMuster builds the binary as `make build` does.
-func buildMuster(t *testing.T, dir string) string {
+// buildMuster builds the binary as `make build` does, once.
+func buildMuster(t *testing.T) string {
 	t.Helper()
 	if *built != "" {
 		return *built
 	}
-	path := filepath.Join(dir, "muster")
-	c := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", path, "../../cmd/muster")
-	c.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("build muster: %v\n%s", err, out)
+	path, err := build()
+	if err != nil {
+		t.Fatal(err)
 	}
 	return path
 }
+
+// buildDir is where build builds, "" as long as it has not; TestMain removes it.
+var buildDir string
+
+var build = sync.OnceValues(func() (path string, err error) {
+	if buildDir, err = os.MkdirTemp("", "muster-systemtest-"); err != nil {
+		return "", err
+	}
+	path = filepath.Join(buildDir, "muster")
+	c := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", path, "../../cmd/muster")
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := c.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build muster: %w\n%s", err, out)
+	}
+	return path, nil
+})
 
 // starter starts processes. A parent-death signal comes when the thread ends that started the child. This one lives as
 // long as the test, so a test that is killed, or panics, leaves no process behind.
