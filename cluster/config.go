@@ -79,8 +79,8 @@ type Config struct {
 	// SnapshotBytes of log since the last snapshot, if that is also more than half of that snapshot's size, make the
 	// next one. Each entry counts 128 bytes more than its data. Default 64 MiB.
 	SnapshotBytes int64
-	// TrailingBytes of log, about, stay after a snapshot, so that a follower that was away needs no snapshot.
-	// Default 32 MiB.
+	// TrailingBytes of log, about, stay after a snapshot, so that a follower that was away needs no snapshot; with several
+	// nodes not less than what makes the next snapshot, and a quarter more. Default 32 MiB.
 	TrailingBytes int64
 	// SnapshotsKept is how many snapshots stay on disk. Default 2.
 	SnapshotsKept int

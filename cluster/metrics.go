@@ -4,6 +4,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/hashicorp/raft"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -85,6 +86,17 @@ func (n *Node) register(r prometheus.Registerer) (unregister func(), err error) 
 		gauge("applied_index", "Index of the last applied entry.", func() float64 { return float64(n.raft.AppliedIndex()) }),
 		gauge("last_contact_seconds", "Time since the leader was heard; 0 on the leader.", func() float64 { return n.lastContact().Seconds() }),
 		gauge("log_bytes", "Log since the last snapshot.", func() float64 { return float64(n.guard.bytes.Load()) }),
+		gauge("oldest_entry_seconds", "Age of the oldest entry in the log. A follower that was away for longer is sent a snapshot; "+
+			"while it is restored, this must not run out.", func() float64 { return n.oldestEntry().Seconds() }),
+		gauge("voters", "Servers with a vote, as this node knows.", func() float64 {
+			voters := 0
+			for _, s := range n.servers() {
+				if s.Suffrage == raft.Voter {
+					voters++
+				}
+			}
+			return float64(voters)
+		}),
 		gauge("queued_commands", "Commands that wait for a place in an entry.", func() float64 {
 			n.proposer.mu.Lock()
 			defer n.proposer.mu.Unlock()
@@ -92,6 +104,19 @@ func (n *Node) register(r prometheus.Registerer) (unregister func(), err error) 
 		}),
 	}
 	return registerAll(r, all)
+}
+
+// oldestEntry is the age of the oldest entry in the log; 0 if nobody knows.
+func (n *Node) oldestEntry() time.Duration {
+	first, err := n.guard.FirstIndex()
+	if err != nil || first == 0 {
+		return 0
+	}
+	var e raft.Log
+	if err := n.guard.GetLog(first, &e); err != nil || e.AppendedAt.IsZero() {
+		return 0
+	}
+	return max(0, time.Since(e.AppendedAt))
 }
 
 func registerAll(r prometheus.Registerer, all []prometheus.Collector) (unregister func(), err error) {

@@ -15,7 +15,7 @@ const (
 	neverInterval  = 24 * time.Hour
 	neverThreshold = 1 << 62
 	minTrailing    = 64 // entries; a log is never emptied, so that its end always proves the high-water mark
-	maxTrailing    = 1 << 17
+	maxTrailing    = 1 << 18
 	snapshotRetry  = 30 * time.Second
 )
 
@@ -82,7 +82,13 @@ func (n *Node) setTrailing(bytes, entries int64) error {
 	if entries == 0 {
 		return nil
 	}
-	trailing := uint64(min(max(n.cfg.TrailingBytes/max(1, bytes/entries), minTrailing), maxTrailing))
+	keep := n.cfg.TrailingBytes
+	if len(n.servers()) > 1 {
+		// While a follower is sent a snapshot the next one may be taken. It goes on with the log from the first, and would
+		// need another snapshot if that is cut by then, and so on for ever: so more stays than lies between two.
+		keep = max(keep, n.guard.threshold.Load()*5/4)
+	}
+	trailing := uint64(min(max(keep/max(1, bytes/entries), minTrailing), maxTrailing))
 	rc := n.raft.ReloadableConfig()
 	if rc.TrailingLogs == trailing {
 		return nil
