@@ -293,6 +293,8 @@ func TestANewLeaderHearsOfEverything(t *testing.T) {
 	}
 	close(b.release)
 	next.outcome(t, running.Fence)
+	f.leader.mu.Lock()
+	defer f.leader.mu.Unlock()
 	if len(f.leader.detached) != 0 && !relayed { // a link that ends takes its sessions with it
 		t.Error("the deposed leader was told of a detach")
 	}

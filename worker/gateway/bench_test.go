@@ -3,19 +3,23 @@ package gateway_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/worker"
+	"github.com/musterhq/muster/worker/workerpb"
 )
 
 // benchLeader keeps a number of attempts under way until enough have been done, and does nothing else.
@@ -117,11 +121,16 @@ func roundTrips(b *testing.B, inFlight int, latencies bool, start func(f *fixtur
 	start(f)
 	s := <-l.attached
 	b.ReportAllocs()
+	var before syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &before)
 	b.ResetTimer()
 	l.issue(s, inFlight)
 	<-l.end
 	b.StopTimer()
+	var after syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &after)
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "runs/s")
+	b.ReportMetric(float64(after.Utime.Nano()+after.Stime.Nano()-before.Utime.Nano()-before.Stime.Nano())/1000/float64(b.N), "cpu-µs/run")
 	if latencies {
 		slices.Sort(l.took)
 		b.ReportMetric(float64(l.took[len(l.took)/2].Microseconds()), "p50-µs")
@@ -137,6 +146,43 @@ func (f *fixture) benchAgent(b *testing.B) {
 
 func BenchmarkRoundTrip(b *testing.B) {
 	roundTrips(b, 1000, false, func(f *fixture) { f.benchAgent(b) })
+}
+
+// BenchmarkHeartbeats is what a heartbeat costs of 5,000 workers on one gateway, with two attempts each; set
+// MUSTER_TEST_RELAYED to have the leader on another node.
+func BenchmarkHeartbeats(b *testing.B) {
+	f := &fixture{network: newNetwork(false)}
+	l := &benchLeader{attached: make(chan job.SessionID, 8192)}
+	f.gateway, f.address = f.addGateway(b, "n1", l)
+	l.gateway = f.gateway
+	const workers = 5000
+	streams := make([]*rawWorker, workers)
+	clients := make([]*http.Client, 50)
+	for i := range clients {
+		clients[i] = f.client(b)
+	}
+	for i := range streams {
+		w := f.rawOver(b, fmt.Sprintf("w%d", i), clients[i%len(clients)])
+		w.send(w.hello(0, 1, 2))
+		streams[i] = w
+	}
+	for _, w := range streams {
+		w.until("a welcome", func(m *workerpb.NodeMessage) bool { return m.Welcome.GetStatus() == workerpb.Welcome_STATUS_ACCEPTED })
+	}
+	var before, after syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &before)
+	b.ResetTimer()
+	for i := range b.N { // a thousand a second, as 5,000 workers do; but no faster than they are answered
+		w := streams[i%workers]
+		w.send(&workerpb.WorkerMessage{Heartbeat: &workerpb.Heartbeat{Seq: uint64(i + 1), Running: []uint64{1, 2}}})
+		if i%10 == 9 {
+			time.Sleep(time.Until(time.Now().Add(10 * time.Millisecond)))
+		}
+	}
+	b.StopTimer()
+	syscall.Getrusage(syscall.RUSAGE_SELF, &after)
+	spent := func(r *syscall.Rusage) int64 { return r.Utime.Nano() + r.Stime.Nano() }
+	b.ReportMetric(float64(spent(&after)-spent(&before))/1000/float64(b.N), "cpu-µs/beat")
 }
 
 func BenchmarkLatency(b *testing.B) {

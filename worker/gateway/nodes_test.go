@@ -123,8 +123,8 @@ func (d *deadline) passed() (passed <-chan time.Time, moved <-chan struct{}) {
 
 // gatedConn is a process's end of a connection. It dies after so many bytes, if it is told to.
 type gatedConn struct {
-	net.Conn // only for the addresses
-	gate     *gate
+	net.Conn         // only for the addresses
+	gates    []*gate // of both processes: what a stopped one seems to write arrives when it goes on
 	in, out  *half
 	closed   chan struct{}
 	once     sync.Once
@@ -138,17 +138,19 @@ type gatedConn struct {
 func gatedPipe(a, b *gate) (*gatedConn, *gatedConn) {
 	x, y := newHalf(), newHalf()
 	pa, pb := net.Pipe()
-	return &gatedConn{Conn: pa, gate: a, in: x, out: y, closed: make(chan struct{}), left: -1},
-		&gatedConn{Conn: pb, gate: b, in: y, out: x, closed: make(chan struct{}), left: -1}
+	return &gatedConn{Conn: pa, gates: []*gate{a, b}, in: x, out: y, closed: make(chan struct{}), left: -1},
+		&gatedConn{Conn: pb, gates: []*gate{a, b}, in: y, out: x, closed: make(chan struct{}), left: -1}
 }
 
 func (c *gatedConn) wait() error {
-	select {
-	case <-c.gate.pass():
-		return nil
-	case <-c.closed:
-		return net.ErrClosed
+	for _, g := range c.gates {
+		select {
+		case <-g.pass():
+		case <-c.closed:
+			return net.ErrClosed
+		}
 	}
+	return nil
 }
 
 func (c *gatedConn) spend(n int) {
@@ -197,9 +199,6 @@ func (c *gatedConn) isClosed() error {
 
 func (c *gatedConn) Write(b []byte) (n int, err error) {
 	for n < len(b) && err == nil {
-		if err = c.wait(); err != nil {
-			break
-		}
 		part := 0
 		err = c.out.wait(&c.writeBy, func() bool {
 			if c.isClosed() != nil || c.out.closed {

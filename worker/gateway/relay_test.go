@@ -159,11 +159,13 @@ func TestAPausedNodeLosesItsWorkersAndNoLease(t *testing.T) {
 		for _, x := range all {
 			l.outcome(t, x.Fence)
 		}
-		for _, o := range l.outcomes {
-			if o.Fence == lost.Fence {
-				t.Error("an assignment that lay in the paused node ran")
+		l.tell(func() {
+			for _, o := range l.outcomes {
+				if o.Fence == lost.Fence {
+					t.Error("an assignment that lay in the paused node ran")
+				}
 			}
-		}
+		})
 	})
 }
 
@@ -184,12 +186,14 @@ func TestADeposedLeaderReachesNobody(t *testing.T) {
 		zombie := c.grant("quick")
 		zombie.Fence = job.MakeFence(1, 77)
 		l1.assign(s2, zombie)
-		c.byName["n1"].hub.Assign(t.Context(), []job.Delivery{{Session: l2.workers["w2"], Assignment: zombie}})
+		c.byName["n1"].hub.Assign(t.Context(), []job.Delivery{{Session: l2.session(t, "w2"), Assignment: zombie}})
 		time.Sleep(time.Second)
 		for _, l := range []*leader{l1, l2} {
-			for _, o := range l.outcomes {
-				t.Errorf("the zombie's assignment ran: %+v", o)
-			}
+			l.tell(func() {
+				for _, o := range l.outcomes {
+					t.Errorf("the zombie's assignment ran: %+v", o)
+				}
+			})
 		}
 		// And were a node's Raft to name it, the node knows better.
 		c.name("n1")
@@ -359,6 +363,8 @@ func TestALinkMayDieAtEveryStep(t *testing.T) {
 			if yes, _, _ := g.judge(ran()); yes == 0 {
 				t.Errorf("after %d bytes: nothing ran", bytes)
 			}
+			l.mu.Lock()
+			defer l.mu.Unlock()
 			live := map[job.SessionID]bool{}
 			for _, s := range l.workers {
 				live[s] = true
@@ -444,11 +450,14 @@ func TestWorkersSpreadOverTheNodes(t *testing.T) {
 				t.Errorf("%s has %d of 6 workers: %v", name, n, streams)
 			}
 		}
-		hellos := len(l.hellos)
+		hellos := 0
+		l.tell(func() { hellos = len(l.hellos) })
 		time.Sleep(5 * time.Minute)
-		if n := len(l.hellos); n != hellos {
-			t.Errorf("%d workers moved after they were spread", n-hellos)
-		}
+		l.tell(func() {
+			if n := len(l.hellos); n != hellos {
+				t.Errorf("%d workers moved after they were spread", n-hellos)
+			}
+		})
 		if len(b.causes) != 0 {
 			t.Error("moving stopped work")
 		}
