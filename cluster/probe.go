@@ -258,6 +258,18 @@ func (n *Node) awaitClock(ctx context.Context) {
 	}
 }
 
+// ClockKnown tells whether this node has ever known the cluster's time, or is alone with its own. Before that Clock shows this
+// machine's, which may be an hour off: what came in by it would have to wait for an hour.
+func (n *Node) ClockKnown() bool {
+	if n.cfg.Port == nil || n.otherVoters() == 0 {
+		return true
+	}
+	p := n.peers.probes
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.reached
+}
+
 // progress is what the leader's probes say of a server: how far it has applied the log, and when it answered last.
 func (n *Node) progress(id string) (applied uint64, seen time.Time, ok bool) {
 	p := n.peers.probes

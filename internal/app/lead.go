@@ -50,15 +50,29 @@ func (n *node) begin() {
 	n.started.Store(true)
 }
 
-// awaitReady returns when this node takes requests: it leads, or knows all that the leader had committed.
+// clockPatience is how long a node that has caught up waits to be told the cluster's time, which is due each second.
+const clockPatience = 5 * time.Second
+
+// awaitReady returns when this node takes requests: it leads, or knows all that the leader had committed, and what time it
+// is (L8): by a clock that is an hour ahead, what it takes would be due in an hour.
 func (n *node) awaitReady(ctx context.Context) error {
+	var caughtUp time.Time
 	for {
 		if n.LocalOnly && n.term.Load() != nil || !n.LocalOnly && n.started.Load() {
 			return nil
 		}
 		if !n.LocalOnly && n.raft.CatchUp(ctx) == nil {
-			n.begin()
-			return nil
+			if caughtUp.IsZero() {
+				caughtUp = time.Now()
+			}
+			known := n.raft.ClockKnown()
+			if known || time.Since(caughtUp) > clockPatience {
+				if !known {
+					n.Logger.Warn("the cluster's time is not known; this node goes by its own clock until it is")
+				}
+				n.begin()
+				return nil
+			}
 		}
 		select {
 		case <-ctx.Done():

@@ -271,7 +271,7 @@ func (n *server) start() {
 	}
 	l.run(func(ctx context.Context) error {
 		err := app.Run(ctx, o)
-		if ctx.Err() == nil {
+		if ctx.Err() == nil && !l.dead.Load() {
 			w.t.Errorf("%s ended by itself: %v", n.name, err)
 		}
 		return err
@@ -316,7 +316,7 @@ func (a *agent) start() {
 	}
 	l.run(func(ctx context.Context) error {
 		err := app.RunWorker(ctx, o)
-		if ctx.Err() == nil {
+		if ctx.Err() == nil && !l.dead.Load() {
 			w.t.Errorf("worker %s ended by itself: %v", a.name, err)
 		}
 		return err
