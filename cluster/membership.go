@@ -28,6 +28,15 @@ const (
 	changeTimeout  = 10 * time.Second
 )
 
+// reads is what this binary can read of the log.
+func reads() map[uint16]uint8 {
+	m := map[uint16]uint8{}
+	for kind, version := range fsm.Supported() {
+		m[uint16(kind)] = version
+	}
+	return m
+}
+
 // self is what this node tells of itself.
 func (n *Node) self() job.Node {
 	n.mu.Lock()

@@ -77,6 +77,9 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		raftStopped: make(chan struct{}), closeEnd: make(chan struct{}), failed: make(chan struct{}), told: cfg.Self,
 		term: make(chan struct{}, 1),
 	}
+	if n.told.Reads == nil {
+		n.told.Reads = reads()
+	}
 	n.closing, n.beginClosing = context.WithCancel(context.Background())
 	var undo []func()
 	defer func() {
