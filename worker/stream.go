@@ -76,10 +76,8 @@ func (a *Agent) stayAttached(ctx context.Context) error {
 		}
 		var wait time.Duration
 		switch {
-		case errors.Is(err, errMove) && others:
-			continue // the node sees to it that not all come at once
 		case s.welcomed && !refused:
-			wait = rand.N(max(s.scatter, minScatter)) // many others may have lost the same node
+			wait = rand.N(max(s.scatter, minScatter)) // many others may be on their way from the same node
 		case others:
 			wait = rand.N(minBackoff)
 		default:

@@ -2,7 +2,7 @@
 //
 // A Gateway serves the worker protocol (package workerpb) beside the API of its node. Towards the leader, which may be on
 // this node or on another, it speaks through the interface Leader; the leader speaks to workers through the methods
-// Assign, Stop and Acknowledge. The gateway owns no fact: what a worker says goes to the leader, what the leader says goes
+// Assign, Stop and Acknowledge. Package relay carries both between nodes. The gateway owns no fact: what a worker says goes to the leader, what the leader says goes
 // to the worker, and when either is away, the other is told so. It keeps run output in a store on this node (package
 // output), because output is outside the never-lost promise.
 //

@@ -241,7 +241,6 @@ type nodes struct {
 	*fixture
 	byName map[string]*member
 	names  []string
-	client *http.Client // of the agents
 
 	mu      sync.Mutex
 	leading string

@@ -124,7 +124,7 @@ func (f *follower) floor() job.Epoch {
 	return e
 }
 
-var errAnotherLeads = errors.New("Raft names another leader")
+var errAnotherLeads = errors.New("another node leads by what Raft says")
 
 // follow is the life of one link: it ends when the link does, or when Raft names another leader.
 func (f *follower) follow(ctx context.Context, id, address string) error {
