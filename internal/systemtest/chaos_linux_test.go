@@ -51,7 +51,7 @@ func TestClusterKills(t *testing.T) {
 		c.settle(time.Second, 2*time.Second)
 	}
 	h, r := c.end()
-	var gaps, lates []time.Duration
+	var elected, gaps, lates []time.Duration
 	for _, k := range at {
 		gap, _, ok := firstTick(h, k)
 		if !ok {
@@ -59,6 +59,9 @@ func TestClusterKills(t *testing.T) {
 			continue
 		}
 		gaps = append(gaps, gap)
+		if d, ok := nextLeader(h, k); ok {
+			elected = append(elected, d)
+		}
 		if all := lateness(h, k, k+checker.Moment(8*time.Second)); len(all) > 0 {
 			lates = append(lates, slices.Max(all))
 		}
@@ -72,8 +75,8 @@ func TestClusterKills(t *testing.T) {
 	if again > 0 {
 		t.Errorf("%d runs were started twice although only leaders had died", again)
 	}
-	row(t, r, "%d leaders, %d followers, %d workers killed\nkill to the first start of a new tick: %s; latest tick after each kill: %s\nticks late over all: %s", leaders, followers, workers,
-		spread(gaps), spread(lates), spread(lateness(h, steady, now())))
+	row(t, r, "%d leaders, %d followers, %d workers killed\nkill of a leader to the next one: %s; to the first start of a new tick: %s\nlatest tick after each kill: %s; ticks late over all: %s", leaders, followers, workers,
+		spread(elected), spread(gaps), spread(lates), spread(lateness(h, steady, now())))
 }
 
 // lost tells whether a second start follows a recorded loss, not a failure of the work itself.

@@ -74,6 +74,20 @@ func firstTick(h *checker.History, after checker.Moment) (gap, late time.Duratio
 	return gap, late, ok
 }
 
+// nextLeader is how long after a moment a node said that it leads.
+func nextLeader(h *checker.History, after checker.Moment) (gap time.Duration, ok bool) {
+	if len(h.Work) == 0 {
+		return 0, false
+	}
+	boot := h.Work[0].Wall - int64(h.Work[0].At) // on the wall clock
+	for _, l := range h.Leads {
+		if d := time.Duration(l.Wall - boot - int64(after)); d > 0 && (!ok || d < gap) {
+			gap, ok = d, true
+		}
+	}
+	return gap, ok
+}
+
 // lateness is, of each tick that fell due between two moments and ran, how late its command started.
 func lateness(h *checker.History, from, to checker.Moment) (all []time.Duration) {
 	for _, w := range h.Work {
