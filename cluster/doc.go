@@ -13,6 +13,18 @@
 //   - Node.Control is what the leader and the administrators read and write of the state that Raft always owns. It has
 //     the method set of scheduler.Control.
 //
+// # Between nodes
+//
+// A Port is the one address on which nodes reach each other: Raft's connections, and calls (package clusterpb). With it:
+//
+//   - Node.Propose works on every node. A follower takes the commands to the leader, tagged; the log brings them back, and
+//     the follower's own state delivers the results by their tags (forwarder). So that this does not wait for Raft's next
+//     message, the leader tells the follower of the commit at once (noticer).
+//   - Node.CatchUp makes a node as new as the cluster was when it was called.
+//   - the leader probes every member each second: who is well, how far it is, what its clock shows (probes). From that
+//     comes the cluster's time, Clock: the median of the voters' clocks.
+//   - Peers is everything else that nodes ask each other. What only the rest of the program can answer is behind Local.
+//
 // # What is on disk
 //
 // Below Config.Dir:

@@ -37,6 +37,7 @@ var expected = map[string]bool{
 	"failed to appendEntries to":                          true,
 	"failed to pipeline appendEntries":                    true,
 	"failed to make requestVote RPC":                      true,
+	"failed to get previous log":                          true, // a follower that is behind, or a notice that is early
 }
 
 var rename = strings.NewReplacer("-", "_", " ", "_")

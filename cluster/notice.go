@@ -86,7 +86,7 @@ func (n *noticer) send(to string, what notice) bool {
 		}
 		var answer raft.AppendEntriesResponse
 		err := n.transport.AppendEntries(raft.ServerID(to), address, &raft.AppendEntriesRequest{
-			RPCHeader: n.header, Term: what.term, Leader: n.header.Addr,
+			RPCHeader: n.header, Term: what.term,
 			PrevLogEntry: what.index, PrevLogTerm: what.term, LeaderCommitIndex: what.index,
 		}, &answer)
 		switch {
