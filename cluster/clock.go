@@ -129,6 +129,21 @@ func (r remoteClock) here() int64 { return r.origin - r.axis }
 // there turns the cluster's time at this node's origin into that at the other's.
 func (r remoteClock) there(origin int64) int64 { return origin + r.axis }
 
+// Where on its trip a reading was made nobody knows: of a call that was held up one way, half of the trip is far off. So of
+// all that may be, these two take what is nearest to what is believed already: a difference that a slow network alone can
+// explain is none, and a leader whose first calls were slow does not turn the cluster's time back, or ahead.
+
+// hereNear is here, as near to what this node believes as the trip allows.
+func (r remoteClock) hereNear(believed int64) int64 { return r.near(believed, r.here()) }
+
+// thereNear is there, as near to the other's own clock as the trip allows.
+func (r remoteClock) thereNear(origin int64) int64 { return r.near(r.origin, r.there(origin)) }
+
+func (r remoteClock) near(believed, middle int64) int64 {
+	doubt := int64(r.trip / 2)
+	return min(max(believed, middle-doubt), middle+doubt)
+}
+
 func (r remoteClock) fresh(elapsed int64) bool {
 	return r.life != "" && elapsed-r.readAt < int64(clockStale)
 }

@@ -102,3 +102,18 @@ func TestClock(t *testing.T) {
 		is(time.Hour)
 	})
 }
+
+// TestSlowReading: a first call that was held up for a second one way shows no difference of half a second.
+func TestSlowReading(t *testing.T) {
+	const ms = int64(time.Millisecond)
+	r := remoteClock{}.with(reading{life: "a", wall: 5_000 * ms, elapsed: 4_000 * ms, sent: 4_000 * ms, received: 5_000 * ms}) // read at 4,000 of both
+	if r.here() == 1_000*ms || r.hereNear(1_000*ms) != 1_000*ms {
+		t.Errorf("the two clocks agree: %d %d", r.here()/ms, r.hereNear(1_000*ms)/ms)
+	}
+	if r.thereNear(1_000*ms) != 1_000*ms {
+		t.Errorf("and the other is told %d", r.thereNear(1_000*ms)/ms)
+	}
+	if far := int64(time.Hour); r.hereNear(far) != r.here()+500*ms || r.thereNear(far) != r.there(far)-500*ms {
+		t.Error("a difference beyond the doubt is not followed")
+	}
+}

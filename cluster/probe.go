@@ -107,7 +107,7 @@ func (p *probes) round(ctx context.Context) {
 		}
 		ask := &clusterpb.ProbeRequest{Leader: n.id, Term: n.raft.CurrentTerm(), Cells: p.allCells()}
 		if origin, ok := p.clock.at(); ok && row.clock.fresh(p.clock.elapsed()) {
-			ask.Life, ask.Origin = row.clock.life, row.clock.there(origin)
+			ask.Life, ask.Origin = row.clock.life, row.clock.thereNear(origin)
 		}
 		row.busy = p.peers.work(func(ctx context.Context) { p.ask(ctx, row, s, ask) })
 	}
@@ -145,6 +145,10 @@ func (p *probes) ask(ctx context.Context, row *probeRow, s raft.Server, ask *clu
 func (p *probes) compare(servers []raft.Server) bool {
 	n := p.peers.node
 	wall, elapsed := p.clock.read()
+	believed, ok := p.clock.at()
+	if !ok {
+		believed = wall - elapsed
+	}
 	var shown []int64
 	voters := 0
 	for _, s := range servers {
@@ -155,7 +159,7 @@ func (p *probes) compare(servers []raft.Server) bool {
 		if string(s.ID) == n.id {
 			shown = append(shown, wall-elapsed)
 		} else if row := p.rows[string(s.ID)]; row != nil && row.clock.fresh(elapsed) {
-			shown = append(shown, row.clock.here())
+			shown = append(shown, row.clock.hereNear(believed))
 		}
 	}
 	median, ok := medianClock(shown)
@@ -168,7 +172,7 @@ func (p *probes) compare(servers []raft.Server) bool {
 		p.clock.follow(median)
 	}
 	for _, row := range p.rows {
-		row.offset = time.Duration(row.clock.here() - median)
+		row.offset = time.Duration(row.clock.hereNear(median) - median)
 	}
 	p.reached = true
 	return true
