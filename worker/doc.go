@@ -25,6 +25,8 @@
 // The agent holds one stream to one node, speaking the protocol of package workerpb, and attaches to another node when it
 // breaks. Its parts:
 //
+//   - The roster (addresses.go) is the nodes that it knows and which of them failed of late: the next stream goes to another
+//     one, after a random wait that grows with the number of workers that may be on the same way.
 //   - The desk (desk.go) is what it has in hand: attempts that run, and results that wait for an acknowledgement. Every
 //     Hello and heartbeat lists both, so that the leader never has to guess.
 //   - A stream (stream.go) has a reader, a writer, and a watch for silence. Assignments are taken only while the stream's
