@@ -330,7 +330,8 @@ func TestDamagedLogRejoins(t *testing.T) {
 			victim.down()
 			copyFile(t, db, half)
 			victim.start()
-			work.grow(100)
+			then := victim.node.raft.LastIndex()
+			s.await("it stores more", func() bool { return victim.node.raft.LastIndex() > then+50 })
 			victim.down()
 			damage.do(t, db)
 			work.grow(20) // the others go on
