@@ -46,6 +46,9 @@ func TestMain(m *testing.M) {
 // TestKill kills the process with SIGKILL again and again while jobs tick every second and clients submit, restarts it at
 // once, and judges D1 to D4 over what clients were told, what the commands noted, and what the system says in the end.
 func TestKill(t *testing.T) {
+	if !*chaos {
+		t.Parallel() // it mostly waits
+	}
 	seed := chosenSeed(t)
 	dir := t.TempDir()
 	if *keep != "" {
