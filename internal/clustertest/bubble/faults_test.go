@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -20,24 +21,37 @@ var (
 )
 
 // trial runs a cluster with its load in a bubble, does to it what it is told, and judges what came of it.
-func trial(t *testing.T, seed uint64, secure bool, do func(l *load)) {
+func trial(t *testing.T, seed uint64, s shape, do func(l *load)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		l := newLoad(t, seed, 3, 2, secure)
+		l := newLoad(t, seed, s)
 		do(l)
 		l.healed()
 		l.end()
 	})
 }
 
+// shape is what a trial's cluster is made of.
+type shape struct {
+	nodes, workers int
+	spare          int  // nodes that are not started
+	secure         bool // with certificates
+	quiet          bool // without clients
+}
+
+var usual = shape{nodes: 3, workers: 2}
+
 // newLoad starts everything, and waits until it works.
-func newLoad(t *testing.T, seed uint64, nodes, workers int, secure bool) *load {
+func newLoad(t *testing.T, seed uint64, s shape) *load {
 	t.Helper()
-	l := &load{world: newWorld(t, seed, nodes, secure), docs: documents()}
-	for _, n := range l.nodes {
+	l := &load{world: newWorld(t, seed, s.nodes+s.spare, s.secure), docs: documents()}
+	for _, n := range l.nodes[s.nodes:] {
+		n.gone.Store(true)
+	}
+	for _, n := range l.nodes[:s.nodes] {
 		n.start()
 	}
-	for range workers {
+	for range s.workers {
 		l.addWorker(32).start()
 	}
 	l.whole()
@@ -46,7 +60,9 @@ func newLoad(t *testing.T, seed uint64, nodes, workers int, secure bool) *load {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	var all sync.WaitGroup
-	all.Go(func() { l.run(ctx, seed) })
+	if !s.quiet {
+		all.Go(func() { l.run(ctx, seed) })
+	}
 	l.quiet = sync.OnceFunc(func() { stop(); all.Wait() })
 	l.some(5*time.Second, 6*time.Second)
 	return l
@@ -58,7 +74,7 @@ func (l *load) healed() {
 	l.net.HealAll()
 	for _, n := range l.nodes {
 		n.ahead.Store(0)
-		if n.now == nil && !n.gone {
+		if n.now == nil && !n.gone.Load() {
 			n.start()
 		}
 	}
@@ -118,7 +134,7 @@ var faults = map[string]func(l *load){
 		all.Wait()
 		l.some(0, 5*time.Second)
 		for _, n := range l.nodes {
-			if !n.gone {
+			if !n.gone.Load() {
 				n.start()
 				l.some(0, 2*time.Second)
 			}
@@ -270,29 +286,144 @@ func TestFault(t *testing.T) {
 	})
 	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
-			trial(t, *first, false, faults[name])
+			t.Parallel()
+			trial(t, *first, usual, faults[name])
 		})
 	}
 }
 
-// TestFaults: one fault after the other, also before the one before has healed.
+// underCuts are the faults that need nobody to lead, so that they can be done while nodes are cut off from each other.
+var underCuts = []string{"all killed", "clock wrong", "node killed", "worker killed"}
+
+// TestFaults: one fault after the other, some of them while the network is cut in any way.
 func TestFaults(t *testing.T) {
+	var names []string
+	for name := range faults {
+		names = append(names, name)
+	}
+	slices.Sort(names)
 	for i := range *seeds {
 		seed := *first + uint64(i)
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			trial(t, seed, seed%4 == 0, func(l *load) {
-				var names []string
-				for name := range faults {
-					names = append(names, name)
-				}
-				slices.Sort(names)
+			t.Parallel()
+			s := usual
+			s.secure = seed%4 == 0
+			if seed%3 == 0 {
+				s.nodes = 5
+			}
+			trial(t, seed, s, func(l *load) {
 				for range 8 {
-					name := names[l.rand.IntN(len(names))]
-					l.note(name)
-					faults[name](l)
+					if l.rand.IntN(3) > 0 {
+						l.do(names[l.rand.IntN(len(names))])
+					} else {
+						l.note("cuts")
+						for _, a := range l.nodes {
+							for _, b := range l.nodes {
+								if a != b && l.rand.IntN(3) == 0 {
+									l.net.Cut(a.name, b.name)
+								}
+							}
+						}
+						l.do(underCuts[l.rand.IntN(len(underCuts))])
+						l.net.HealAll()
+					}
 					l.some(0, 15*time.Second)
 				}
 			})
 		})
 	}
+}
+
+func (l *load) do(name string) {
+	l.note(name)
+	faults[name](l)
+}
+
+// TestCertificates: a cluster with certificates outlives its leader and a cut.
+func TestCertificates(t *testing.T) {
+	t.Parallel()
+	s := usual
+	s.secure = true
+	trial(t, *first, s, func(l *load) {
+		for _, name := range []string{"leader killed", "node cut off from everybody", "worker killed", "node replaced"} {
+			l.do(name)
+			l.some(time.Second, 5*time.Second)
+		}
+	})
+}
+
+// TestHalves: of five nodes, the two that lead are cut off from the three others.
+func TestHalves(t *testing.T) {
+	t.Parallel()
+	trial(t, *first, shape{nodes: 5, workers: 2}, func(l *load) {
+		old := l.leader()
+		few := []*server{old, l.nodes[(slices.Index(l.nodes, old)+1)%5]}
+		for _, a := range few {
+			for _, b := range l.nodes {
+				if !slices.Contains(few, b) {
+					l.both(a.name, b.name)
+				}
+			}
+		}
+		if now := l.leader(few...); slices.Contains(few, now) {
+			l.t.Errorf("%s leads without a majority", now.name)
+		}
+		l.some(20*time.Second, 60*time.Second)
+		l.net.HealAll()
+	})
+}
+
+// TestMembers: a fourth node joins and one of the first three leaves, the leader perhaps, while everything works.
+func TestMembers(t *testing.T) {
+	t.Parallel()
+	for i := range uint64(2) {
+		t.Run([]string{"a follower leaves", "the leader leaves"}[i], func(t *testing.T) {
+			trial(t, *first, shape{nodes: 3, workers: 2, spare: 1, secure: true}, func(l *load) {
+				n := l.nodes[3]
+				n.gone.Store(false)
+				n.start()
+				l.voter(n)
+				l.some(5*time.Second, 10*time.Second)
+				leaver := l.leader()
+				if i == 0 {
+					leaver = l.nodes[(slices.Index(l.nodes, leaver)+1)%3]
+				}
+				leaver.gone.Store(true)
+				if err := l.sdk.RemoveNode(context.Background(), leaver.name, false); err != nil {
+					l.t.Errorf("remove %s: %v", leaver.name, err)
+				}
+				select {
+				case <-leaver.now.done:
+					if err := leaver.now.err; err == nil || !strings.Contains(err.Error(), "removed from the cluster") {
+						l.t.Errorf("the node that was removed ended: %v", err)
+					}
+				case <-time.After(time.Minute):
+					l.t.Errorf("%s was removed and goes on", leaver.name)
+					leaver.kill()
+				}
+				leaver.now = nil
+				l.some(5*time.Second, 10*time.Second)
+				l.do("leader killed")
+			})
+		})
+	}
+}
+
+// TestAnHour: a leader that was alone for an hour, and a worker that was, come back to a cluster that went on.
+func TestAnHour(t *testing.T) {
+	t.Parallel()
+	trial(t, *first, shape{nodes: 3, workers: 2, quiet: true}, func(l *load) {
+		n, a := l.leader(), l.workers[0]
+		f := checker.Fault{Kind: checker.Cut, Role: checker.Worker, Name: a.name, From: l.now()}
+		for _, v := range l.nodes {
+			l.both(n.name, v.name)
+			l.both(a.name, v.name)
+		}
+		l.leader(n)
+		time.Sleep(time.Hour)
+		l.net.HealAll()
+		l.some(20*time.Second, 30*time.Second)
+		f.To = l.now()
+		l.rec.add(checker.Line{Fault: &f})
+	})
 }

@@ -120,6 +120,9 @@ func some(r *rand.Rand) submission {
 // one is a client that asks one node, once.
 func (l *load) one(r *rand.Rand) (node string, c *client.Client) {
 	n := l.nodes[r.IntN(len(l.nodes))]
+	for n.gone.Load() {
+		n = l.nodes[r.IntN(len(l.nodes))]
+	}
 	return n.name, l.clientOf(n)
 }
 

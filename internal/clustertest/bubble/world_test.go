@@ -236,7 +236,7 @@ type server struct {
 	now   *life // nil: it does not run
 	ready atomic.Bool
 	wiped int
-	gone  bool // it was removed
+	gone  atomic.Bool // it is not, or no longer, to be there
 }
 
 func (w *world) addServer() *server {
@@ -257,7 +257,9 @@ func (n *server) start() {
 	join := n.join
 	if join == nil {
 		for _, v := range w.nodes {
-			join = append(join, v.api())
+			if !v.gone.Load() {
+				join = append(join, v.api())
+			}
 		}
 	}
 	l := w.begin(n.name, checker.Node)
@@ -271,7 +273,7 @@ func (n *server) start() {
 	}
 	l.run(func(ctx context.Context) error {
 		err := app.Run(ctx, o)
-		if ctx.Err() == nil && !l.dead.Load() {
+		if ctx.Err() == nil && !l.dead.Load() && !n.gone.Load() {
 			w.t.Errorf("%s ended by itself: %v", n.name, err)
 		}
 		return err
