@@ -458,10 +458,12 @@ func TestAsk(t *testing.T) {
 		f.Peers().SchedulesChanged()
 		leader.Peers().WorkersFlagged()
 		time.Sleep(time.Second)
+		leader.local.mu.Lock()
 		if l := leader.local; len(l.born) != 2 || l.born[0] != (job.QueueEntry{RunID: id(1), Lane: "x", Priority: 3, ReadyAt: 77}) || len(l.cancels) != 1 ||
 			l.cancels[0] != id(3) || fmt.Sprint(l.flags) != "[workers schedules]" {
-			t.Errorf("%+v", l)
+			t.Errorf("births %v, cancels %v, flags %v", l.born, l.cancels, l.flags)
 		}
+		leader.local.mu.Unlock()
 		if err := f.Peers().Transfer(t.Context(), f.host); err != nil {
 			t.Error(err)
 		}
