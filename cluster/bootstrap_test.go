@@ -124,12 +124,13 @@ func TestChart(t *testing.T) {
 // party is nodes that look for each other, in one process. Each has an address of its API, api-I, and of its Raft.
 type party struct {
 	t     *testing.T
-	rnd   *rand.Rand
+	rnd   *rand.Rand    // of the test itself
 	delay time.Duration // of a greeting, at most
 	deaf  float64       // share of greetings that fail
 	small bool          // logs, so that snapshots are taken and sent
 
 	mu    sync.Mutex
+	odds  *rand.Rand // of greetings
 	gen   int
 	homes map[string]*guest // by address of the API
 }
@@ -151,7 +152,7 @@ type guest struct {
 func newParty(t *testing.T, seed uint64) *party {
 	// What Raft leaves behind of its calls ends by itself.
 	t.Cleanup(func() { time.Sleep(2 * time.Minute) })
-	p := &party{t: t, rnd: rand.New(rand.NewPCG(seed, 1)), delay: 300 * time.Millisecond, homes: map[string]*guest{}}
+	p := &party{t: t, rnd: rand.New(rand.NewPCG(seed, 1)), odds: rand.New(rand.NewPCG(seed, 2)), delay: 300 * time.Millisecond, homes: map[string]*guest{}}
 	t.Cleanup(func() {
 		for _, g := range p.homes {
 			p.down(g)
@@ -247,7 +248,7 @@ func (p *party) at(address string) *Node {
 func (p *party) chance() (time.Duration, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return time.Duration(p.rnd.Int64N(int64(p.delay) + 1)), p.rnd.Float64() < p.deaf
+	return time.Duration(p.odds.Int64N(int64(p.delay) + 1)), p.odds.Float64() < p.deaf
 }
 
 func (p *party) greet(ctx context.Context, address string) (Greeting, error) {
@@ -334,7 +335,11 @@ func TestColdStarts(t *testing.T) {
 		make func(p *party, all []*guest)
 	}{
 		{"none", func(*party, []*guest) {}},
-		{"lost greetings", func(p *party, _ []*guest) { p.deaf = 0.3 }},
+		{"lost greetings", func(p *party, _ []*guest) {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.deaf = 0.3
+		}},
 		{"one is late", func(p *party, all []*guest) {
 			late := all[p.rnd.IntN(3)]
 			p.down(late)
