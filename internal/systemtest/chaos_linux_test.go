@@ -208,6 +208,8 @@ func TestColdStarts(t *testing.T) {
 		led = append(led, time.Since(from))
 		for _, p := range c.nodes {
 			p.ready(time.Minute)
+		}
+		for _, p := range c.nodes {
 			p.kill()
 		}
 		for _, p := range c.nodes {
