@@ -123,6 +123,7 @@ func (g *Gateway) Acknowledge(_ context.Context, acks []job.Ack) {
 	)
 	flush := func() {
 		if s != nil && len(run) > 0 {
+			s.settled(run)
 			s.out.addAcks(run)
 		}
 		run = nil

@@ -54,8 +54,9 @@ type Config struct {
 	Logger *slog.Logger
 	// Output keeps run output. Nil: it is dropped.
 	Output Output
-	// Holds tells whether a worker holds a run under a fence, or did a moment ago: output that comes from anybody else is
-	// dropped. Nil: all output is kept, which is for tests.
+	// Holds tells whether a worker holds a run under a fence, or did a moment ago, as far as this node knows: output that
+	// comes from anybody else is dropped. What was handed to the worker on its stream here counts in any case. Nil: all
+	// output is kept, which is for tests.
 	Holds func(worker string, run job.RunID, fence job.Fence) bool
 	// Authorize decides whether the caller may speak as this worker; the error's message is shown to it. It is asked at
 	// every Hello and every heartbeat, so that a credential that was revoked or ran out ends its stream; it must be

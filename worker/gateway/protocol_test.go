@@ -412,6 +412,46 @@ func TestOutputIsKeptOnTheNode(t *testing.T) {
 	}
 }
 
+// Output is taken from whoever holds the run: by what was handed over here, or by what this node knows.
+func TestOutputOfOthersIsDropped(t *testing.T) {
+	t.Parallel()
+	store, err := output.Open(t.TempDir(), output.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Shut()
+	var known *job.Assignment
+	f := newFixture(t, false, func(c *gateway.Config) {
+		c.Output = store
+		c.Holds = func(worker string, run job.RunID, fence job.Fence) bool {
+			return worker == "w1" && run == known.RunID && fence == known.Fence
+		}
+	})
+	known = f.assignment("-")
+	given, foreign := f.assignment("-"), f.assignment("-")
+	w := f.raw(t, "w1").attach()
+	f.leader.assign(f.leader.session(t, "w1"), given)
+	w.until("the assignment", func(m *workerpb.NodeMessage) bool { return len(m.Assignments) > 0 })
+	m := &workerpb.WorkerMessage{}
+	for _, a := range []*job.Assignment{known, given, foreign} {
+		m.Output = append(m.Output, &workerpb.Output{RunId: a.RunID[:], Fence: uint64(a.Fence), Attempt: 1, Data: []byte("hello")})
+	}
+	// The fence of one run does not open another.
+	m.Output = append(m.Output, &workerpb.Output{RunId: foreign.RunID[:], Fence: uint64(given.Fence), Attempt: 1, Data: []byte("hello")})
+	m.Heartbeat = &workerpb.Heartbeat{Seq: 1}
+	w.send(m)
+	w.send(&workerpb.WorkerMessage{Heartbeat: &workerpb.Heartbeat{Seq: 2}}) // answered after the first message was taken
+	w.until("the second answer", func(m *workerpb.NodeMessage) bool { return m.GetHeartbeatAck().GetSeq() == 2 })
+	for name, want := range map[string]struct {
+		a    *job.Assignment
+		kept int
+	}{"known": {known, 1}, "given": {given, 1}, "foreign": {foreign, 0}} {
+		if pieces, _, err := store.Read(want.a.RunID, 1, 0, 1000); err != nil || len(pieces) != want.kept {
+			t.Errorf("%s: %d pieces kept, want %d: %v", name, len(pieces), want.kept, err)
+		}
+	}
+}
+
 // lateLeader opens a session and then fails to say so.
 type lateLeader struct{ *leader }
 

@@ -37,8 +37,9 @@ type stream struct {
 	hello job.WorkerHello // of the reader
 
 	mu      sync.Mutex
-	leader  Leader        // to whom the worker is attached; nil: to nobody
-	session job.SessionID // under which
+	given   map[job.Fence]job.RunID // attempts handed to this worker here and not acknowledged, for keepOutput
+	leader  Leader                  // to whom the worker is attached; nil: to nobody
+	session job.SessionID           // under which
 	inbox   handover
 	beat    *beat // came while the one before it was being asked about
 	beating bool
@@ -123,6 +124,7 @@ func (s *stream) write(rpc *connect.BidiStream[workerpb.WorkerMessage, workerpb.
 		if m, batch, ok = s.out.take(batch); !ok {
 			return
 		}
+		s.gave(batch)
 		m.Specs, m.Assignments = table.Fill(batch)
 		clear(batch)
 		err := rpc.Send(m)
@@ -368,6 +370,46 @@ func (s *stream) carry() {
 	}
 }
 
+// maxGiven bounds what is remembered of a worker whose results are never acknowledged.
+const maxGiven = 1 << 14
+
+// gave remembers what is about to be written. This node learns from Raft that a lease was granted, and may learn it later
+// than the worker, which has begun to write by then.
+func (s *stream) gave(batch []*job.Assignment) {
+	if len(batch) == 0 || s.gateway.config.Holds == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.given == nil || len(s.given)+len(batch) > maxGiven {
+		s.given = make(map[job.Fence]job.RunID, len(batch))
+	}
+	for _, a := range batch {
+		s.given[a.Fence] = a.RunID
+	}
+}
+
+// settled forgets what is acknowledged: Raft, which is asked from then on, knows it by now.
+func (s *stream) settled(acks []*workerpb.Ack) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, a := range acks {
+		delete(s.given, job.Fence(a.GetFence()))
+	}
+}
+
+// holds tells whether the worker holds a run under a fence, or did a moment ago.
+func (s *stream) holds(run job.RunID, fence job.Fence) bool {
+	ask := s.gateway.config.Holds
+	if ask == nil {
+		return true
+	}
+	s.mu.Lock()
+	given, ok := s.given[fence]
+	s.mu.Unlock()
+	return ok && given == run || ask(s.hello.Name, run, fence)
+}
+
 // keepOutput stores output. What cannot be kept becomes a gap: output is outside the never-lost promise.
 func (s *stream) keepOutput(pieces []*workerpb.Output) error {
 	frames := make([]output.Frame, 0, len(pieces))
@@ -377,7 +419,7 @@ func (s *stream) keepOutput(pieces []*workerpb.Output) error {
 			return err
 		}
 		run := job.RunID(x.GetRunId())
-		if holds := s.gateway.config.Holds; holds != nil && !holds(s.hello.Name, run, job.Fence(x.GetFence())) {
+		if fence := job.Fence(x.GetFence()); !s.holds(run, fence) {
 			foreign++ // of an attempt that was given up long ago, or of somebody else's
 			continue
 		}
