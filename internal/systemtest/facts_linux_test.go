@@ -129,14 +129,14 @@ func (c *cluster) refusals() {
 
 // lateLeader counts what a node wanted to do as a leader and was refused: its proposals that did not go through, and the
 // links over which other nodes heard of an epoch that they knew to be over.
-func (c *cluster) lateLeader(l *process) (n int) {
+func (c *cluster) lateLeader(l *process) (proposals, links int) {
 	for k, v := range c.metrics(l) {
 		if strings.HasPrefix(k, "muster_raft_proposals_total{") && !strings.Contains(k, `outcome="ok"`) {
-			n += int(v)
+			proposals += int(v)
 		}
 	}
 	for _, p := range c.nodes {
-		n += sum(c.metrics(p), "muster_relay_links_deposed_total")
+		links += sum(c.metrics(p), "muster_relay_links_deposed_total")
 	}
-	return n
+	return proposals, links
 }
