@@ -207,6 +207,34 @@ func TestRevoked(t *testing.T) {
 	}
 }
 
+// A node that does not know all credentials yet denies none, and believes none.
+func TestNotAllAreKnownYet(t *testing.T) {
+	t.Parallel()
+	p, whole := people{}, false
+	known := p.add("v", 1, job.Credential{Role: job.RoleViewer})
+	other := p.add("w", 2, job.Credential{Role: job.RoleViewer})
+	delete(p, "w")
+	g := New(Config{Credentials: p, Whole: func() bool { return whole }})
+	as := func(token string) error {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Header.Set("Authorization", "Bearer "+token)
+		return g.Authorize(r, api.Operation{Verb: api.Read})
+	}
+	if err := as(known); err != nil {
+		t.Error(err)
+	}
+	if err := as(other); job.CodeOf(err) != job.Unavailable || job.AsError(err).Reason != "starting" {
+		t.Error(err)
+	}
+	if err := as("hello"); job.CodeOf(err) != job.Unauthenticated {
+		t.Error(err)
+	}
+	whole = true
+	if err := as(other); job.CodeOf(err) != job.Unauthenticated {
+		t.Error(err)
+	}
+}
+
 func TestWorkers(t *testing.T) {
 	t.Parallel()
 	p := people{}

@@ -23,6 +23,9 @@ type Config struct {
 	// Identify tells who is on the other side of a connection, now: pki.Node.Identify. Nil: certificates count for nothing.
 	Identify func(*tls.ConnectionState) (pki.Identity, bool)
 	Now      func() time.Time // nil: time.Now
+	// Whole tells whether Credentials knows all that there are; nil: it always does. A node that starts does not, and must not
+	// tell anybody that his credential was revoked: until then one that is not known is Unavailable.
+	Whole func() bool
 }
 
 // Guard finds out who calls and asks Decide. It remembers nothing: a credential that is revoked has ended with the next
@@ -119,6 +122,9 @@ func (g *Guard) credential(header string) (*job.Credential, error) {
 		return nil, job.Errorf(job.Unauthenticated, "invalid_credential", "this is not a credential of Muster; it looks like muster_ID_SECRET, whole")
 	}
 	c, found := g.Credentials.Credential(id)
+	if !found && g.Whole != nil && !g.Whole() {
+		return nil, job.Errorf(job.Unavailable, "starting", "this node is starting and does not know all credentials yet; try again in a second, or ask another node")
+	}
 	// The secret is compared first and the end looked at second: who does not hold it is not told that it ended.
 	if now := job.At(g.Now()); !c.Matches(secret, 0) || !found {
 		return nil, job.Errorf(job.Unauthenticated, "invalid_credential", "there is no such credential; it was revoked, or is of another cluster")

@@ -76,6 +76,7 @@ func (n *node) serve(ctx context.Context) error {
 		g.Go(func() error { return n.bootstrap(run) })
 		g.Go(func() error { return n.follow(run) })
 		g.Go(func() error { return n.gossipAlong(run) })
+		g.Go(func() error { return n.watchExpiry(run) })
 	}
 	work, stopWork := context.WithCancel(run)
 	worked := make(chan struct{})

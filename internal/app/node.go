@@ -134,7 +134,8 @@ func (n *node) openIdentity() (err error) {
 	n.identity.OnReload(func(err error) {
 		n.Logger.Error("the changed certificates are not used", "dir", n.TLS, "err", err)
 	})
-	n.guard = access.New(access.Config{Credentials: n.state, Identify: n.identity.Identify, Now: n.Now})
+	n.exportExpiry()
+	n.guard = access.New(access.Config{Credentials: n.state, Identify: n.identity.Identify, Now: n.Now, Whole: n.started.Load})
 	return nil
 }
 
@@ -223,7 +224,7 @@ func (n *node) openAPI() error {
 	case n.guard != nil:
 		c.Handler, c.TLS = n.guard.Handler(mux), n.identity.APIServer()
 	default:
-		c.Handler = http.NewCrossOriginProtection().Handler(mux) // a web page must not be able to run jobs even here
+		c.Handler = api.NoForeignPages(mux) // a web page must not be able to run jobs even here
 	}
 	n.server = api.Server(c)
 	return nil
