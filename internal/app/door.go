@@ -11,6 +11,7 @@ import (
 	"github.com/musterhq/muster/client"
 	"github.com/musterhq/muster/internal/pki"
 	"github.com/musterhq/muster/job"
+	"github.com/musterhq/muster/worker"
 )
 
 // door is a worker's way into the cluster: it asks where to join, shows the join token until it has a certificate, and
@@ -20,7 +21,7 @@ type door struct {
 	identity *pki.Worker    // nil: the cluster has no certificates
 	token    *client.Client // shows the join token
 	bare     *client.Client // shows the certificate alone
-	streams  *http.Client   // carries worker streams; nil: the agent's own
+	streams  *http.Client   // carries worker streams
 }
 
 func openDoor(o WorkerOptions) (*door, error) {
@@ -33,15 +34,18 @@ func openDoor(o WorkerOptions) (*door, error) {
 		}
 		secure = d.identity.TLS()
 	}
-	if secure != nil || o.Network != nil {
-		d.streams = &http.Client{Transport: d.transport(secure, true)}
+	network := o.Network
+	if network == nil {
+		network = machine()
 	}
+	dial := func(ctx context.Context, _, address string) (net.Conn, error) { return network.Dial(ctx, address) }
+	d.streams = worker.NewHTTPClient(secure, dial)
+	questions := client.Transport(secure)
+	// Each connection shows the certificate that was newest when it was made, so none is kept for long.
+	questions.DialContext, questions.IdleConnTimeout = dial, 30*time.Second
 	open := func(token string) (*client.Client, error) {
 		return client.New(client.Config{Addresses: o.Join, Token: token, RetryFor: -1, // join says itself what fails, and tries again
-			HTTPClient: &http.Client{
-				Transport:     d.transport(secure, false),
-				CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-			}})
+			HTTPClient: &http.Client{Transport: questions, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}})
 	}
 	var err error
 	if d.bare, err = open(""); err != nil {
@@ -51,33 +55,10 @@ func openDoor(o WorkerOptions) (*door, error) {
 	return d, err
 }
 
-// transport speaks HTTP/2, and HTTP/1 as well unless it is for streams. Each connection shows the newest certificate, so none
-// is kept longer than it is of use.
-func (d *door) transport(secure *tls.Config, streams bool) *http.Transport {
-	network := d.Network
-	if network == nil {
-		network = machine()
-	}
-	p := new(http.Protocols)
-	p.SetHTTP2(true)
-	p.SetUnencryptedHTTP2(streams)
-	p.SetHTTP1(!streams)
-	return &http.Transport{
-		Protocols:           p,
-		TLSClientConfig:     secure,
-		DialContext:         func(ctx context.Context, _, address string) (net.Conn, error) { return network.Dial(ctx, address) },
-		TLSHandshakeTimeout: 5 * time.Second,
-		IdleConnTimeout:     30 * time.Second,
-		HTTP2:               &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 5 * time.Second},
-	}
-}
-
 func (d *door) close() {
 	d.bare.HTTPClient.CloseIdleConnections()
 	d.token.HTTPClient.CloseIdleConnections()
-	if d.streams != nil {
-		d.streams.CloseIdleConnections()
-	}
+	d.streams.CloseIdleConnections()
 }
 
 // ask asks once where and how to join, and for a certificate if it is time for one.
