@@ -38,22 +38,25 @@ type submission struct {
 
 func handler(name string) *job.Handler { return &job.Handler{Name: name} }
 
-// documents are the jobs. Those that tick each second want no tick to be given up, or are slow and queue or skip.
-func documents() []*job.Document {
-	every := func(name, cron, do string, overlap job.Overlap, catchUp job.CatchUpPolicy) *job.Document {
-		d := &job.Document{Name: name, Handler: handler(do), Schedule: &job.Schedule{Cron: cron}, Overlap: overlap}
+// documents are the jobs. Some want no tick to be given up, others are slow and queue or skip.
+func documents(slow bool) []*job.Document {
+	every := func(name string, seconds int, do string, overlap job.Overlap, catchUp job.CatchUpPolicy) *job.Document {
+		if slow {
+			seconds *= 20
+		}
+		d := &job.Document{Name: name, Handler: handler(do), Schedule: &job.Schedule{Cron: fmt.Sprintf("@every %ds", seconds)}, Overlap: overlap}
 		d.Schedule.CatchUp.Policy = catchUp
 		return d
 	}
-	flaky := every("flaky", "@every 5s", "flaky", job.OverlapAllow, job.CatchUpAll)
+	flaky := every("flaky", 5, "flaky", job.OverlapAllow, job.CatchUpAll)
 	flaky.Retry = job.Retry{MaxAttempts: 3, Initial: job.Duration(time.Second)}
-	once := every("once", "@every 4s", "slow", job.OverlapSkipTick, job.CatchUpAll)
+	once := every("once", 4, "slow", job.OverlapSkipTick, job.CatchUpAll)
 	once.OnWorkerLost = job.FailOnLoss
 	return []*job.Document{
-		every("all", "@every 1s", "quick", job.OverlapAllow, job.CatchUpAll),
-		every("latest", "@every 2s", "quick", job.OverlapAllow, job.CatchUpLatest),
-		every("queue", "@every 2s", "slow", job.OverlapQueueTick, job.CatchUpAll),
-		every("replace", "@every 2s", "slow", job.OverlapReplaceRun, job.CatchUpLatest),
+		every("all", 1, "quick", job.OverlapAllow, job.CatchUpAll),
+		every("latest", 2, "quick", job.OverlapAllow, job.CatchUpLatest),
+		every("queue", 2, "slow", job.OverlapQueueTick, job.CatchUpAll),
+		every("replace", 2, "slow", job.OverlapReplaceRun, job.CatchUpLatest),
 		flaky, once,
 		{Name: "manual", Handler: handler("quick")},
 	}
