@@ -270,12 +270,13 @@ func (n *Node) Remove(ctx context.Context, node string, force bool) error {
 	gone := servers[at]
 	if gone.Suffrage == raft.Voter {
 		left, reached := 0, 0
+		answered := n.reach(ctx, servers) // now: a node that died a second ago still looks well
 		for _, s := range servers {
 			if s.Suffrage != raft.Voter || s.ID == gone.ID {
 				continue
 			}
 			left++
-			if string(s.ID) == n.id || n.alive(string(s.ID)) {
+			if string(s.ID) == n.id || answered[string(s.ID)] {
 				reached++
 			}
 		}
@@ -311,6 +312,20 @@ func (n *Node) change(ctx context.Context, begin func() raft.IndexFuture) error 
 }
 
 // alive tells whether a server answered this leader lately.
+// reach asks the other servers whether they are there, and answers which are. Without a way to ask it says what was heard of
+// them lately.
+func (n *Node) reach(ctx context.Context, servers []raft.Server) map[string]bool {
+	others := slices.DeleteFunc(slices.Clone(servers), func(s raft.Server) bool { return string(s.ID) == n.id })
+	if n.cfg.Port != nil {
+		return n.peers.probes.sweep(ctx, others)
+	}
+	m := map[string]bool{}
+	for _, s := range others {
+		m[string(s.ID)] = n.alive(string(s.ID))
+	}
+	return m
+}
+
 func (n *Node) alive(id string) bool {
 	if id == n.id {
 		return true

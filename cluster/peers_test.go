@@ -509,3 +509,28 @@ func TestMembers(t *testing.T) {
 		}
 	})
 }
+
+// A node that died a moment ago still looks well to the leader's probes. It does not count towards the majority that would
+// remain after another one is removed.
+func TestRemoveCountsWhoAnswersNow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMesh(t, 3)
+		leader := m.leader(nil)
+		time.Sleep(5 * time.Second) // everybody answered
+		var others []*meshNode
+		for _, n := range m.nodes {
+			if n != leader {
+				others = append(others, n)
+			}
+		}
+		dead := others[0].ID()
+		others[0].stop()
+		err := leader.Remove(t.Context(), others[1].ID(), false)
+		if e := job.AsError(err); e == nil || e.Code != job.Conflict || e.Reason != "quorum" {
+			t.Fatal("a node was removed that was needed:", err)
+		}
+		if err := leader.Remove(t.Context(), dead, false); err != nil {
+			t.Fatal("the dead one:", err)
+		}
+	})
+}

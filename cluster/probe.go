@@ -172,7 +172,9 @@ func (p *probes) compare(servers []raft.Server) bool {
 		p.clock.follow(median)
 	}
 	for _, row := range p.rows {
-		row.offset = time.Duration(row.clock.hereNear(median) - median)
+		if !row.seen.IsZero() {
+			row.offset = time.Duration(row.clock.hereNear(median) - median)
+		}
 	}
 	p.reached = true
 	return true
@@ -272,6 +274,27 @@ func (n *Node) ClockKnown() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.reached
+}
+
+// sweep asks these servers now, and answers which of them said something since it began.
+func (p *probes) sweep(ctx context.Context, servers []raft.Server) map[string]bool {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	answered := map[string]bool{}
+	for _, s := range servers {
+		all.Go(func() {
+			m, err := p.peers.at(string(s.Address)).Probe(ctx, request(&clusterpb.ProbeRequest{Leader: p.peers.node.id, Term: p.peers.node.raft.CurrentTerm()}))
+			if err == nil && m.Msg.Node == string(s.ID) {
+				mu.Lock()
+				answered[string(s.ID)] = true
+				mu.Unlock()
+			}
+		})
+	}
+	all.Wait()
+	return answered
 }
 
 // progress is what the leader's probes say of a server: how far it has applied the log, and when it answered last.
