@@ -60,8 +60,8 @@ type Port struct {
 	raftTLS   *tls.Config // of a client; nil without TLS
 	httpTLS   *tls.Config
 	serverTLS *tls.Config
-	client    *http.Client
-	transport *http.Transport
+	client    *http.Client // of calls
+	link      *http.Client // of what is always open
 	server    *http.Server
 	web       *connQueue
 	shaking   chan struct{} // one is taken by each connection that has not said what it wants
@@ -111,8 +111,7 @@ func OpenPort(cfg PortConfig) (*Port, error) {
 		p.raftTLS.NextProtos, p.httpTLS.NextProtos = []string{protoRaft}, []string{protoHTTP}
 	}
 	p.closing, p.close = context.WithCancel(context.Background())
-	p.server, p.transport = p.newServer(), p.newTransport()
-	p.client = &http.Client{Transport: p.transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	p.server, p.client, p.link = p.newServer(), p.newClient(), p.newClient()
 	p.unmetric = func() {}
 	if cfg.Registerer != nil {
 		var err error
@@ -163,8 +162,8 @@ func (p *Port) newServer() *http.Server {
 	}
 }
 
-func (p *Port) newTransport() *http.Transport {
-	return &http.Transport{
+func (p *Port) newClient() *http.Client {
+	t := &http.Transport{
 		Protocols: p.protocols(),
 		// A node that is gone without a word is noticed by its silence, so that the next call dials anew.
 		HTTP2:              &http.HTTP2Config{SendPingTimeout: 2 * time.Second, PingTimeout: 2 * time.Second},
@@ -181,6 +180,7 @@ func (p *Port) newTransport() *http.Transport {
 			return p.dialTLS(ctx, to, p.httpTLS)
 		},
 	}
+	return &http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
 // Handle answers the requests below a path that ends in a slash, or of exactly that path. A later handler of the same
@@ -219,6 +219,10 @@ func (p *Port) handle(w http.ResponseWriter, r *http.Request) {
 
 // HTTPClient calls other nodes, at URL. It keeps one connection to each.
 func (p *Port) HTTPClient() *http.Client { return p.client }
+
+// LinkClient is another one, with connections of its own, for a stream that is always open: calls that nobody reads must not
+// use up its flow control.
+func (p *Port) LinkClient() *http.Client { return p.link }
 
 // URL is the base URL of the node at a Raft address.
 func (p *Port) URL(address string) string {
@@ -435,7 +439,8 @@ func (p *Port) Close() error {
 		_ = c.Conn.Close()
 	}
 	p.close()
-	p.transport.CloseIdleConnections()
+	p.client.CloseIdleConnections()
+	p.link.CloseIdleConnections()
 	p.workers.Wait()
 	p.handling.Wait()
 	p.unmetric()

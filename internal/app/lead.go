@@ -89,7 +89,7 @@ func (n *node) follow(ctx context.Context) error {
 	defer watch.Wait()
 	watch.Go(func() { n.watchLeader(ctx, changed) })
 	return relay.Follow(ctx, relay.FollowConfig{Node: n.Name, Self: n.raft.ID(), Gateway: n.gateway, Leader: n.raft.Leader, Changed: changed,
-		Epoch: n.state.Epoch, Client: n.port.HTTPClient(), URL: n.port.URL, Logger: n.Logger, Registerer: n.registry})
+		Epoch: n.state.Epoch, Client: n.port.LinkClient(), URL: n.port.URL, Logger: n.Logger, Registerer: n.registry})
 }
 
 // watchLeader signals when Raft names another leader.
