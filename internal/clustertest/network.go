@@ -175,7 +175,12 @@ type chunk struct {
 	at   time.Time // when it arrives
 }
 
-const halfBuffer = 256 << 10
+// A writer waits while this much is on its way. Of what cannot arrive more is kept: who waits may hold a mutex, and whoever
+// waits for that one stops the clock of a bubble, in which the cut would then last for ever.
+const (
+	halfBuffer = 256 << 10
+	cutBuffer  = 64 << 20
+)
 
 // deadline is a moment at which waiting ends.
 type deadline struct {
@@ -232,7 +237,7 @@ func (h *half) write(b []byte) (int, error) {
 			return 0, io.ErrClosedPipe
 		case h.writeBy.passed():
 			return 0, os.ErrDeadlineExceeded
-		case h.bytes < halfBuffer:
+		case h.bytes < halfBuffer || h.cut && h.bytes < cutBuffer:
 			h.chunks = append(h.chunks, chunk{append([]byte(nil), b...), time.Now().Add(h.network.latency)})
 			h.bytes += len(b)
 			time.AfterFunc(h.network.latency, h.wake)
