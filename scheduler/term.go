@@ -196,9 +196,10 @@ func (t *Term) prune(ctx context.Context) (time.Duration, error) {
 // Born is the hint that runs were stored (Q1). It may be lost: the reconciler finds them.
 func (t *Term) Born(runs []*job.Run) {
 	entries := make([]job.QueueEntry, 0, len(runs))
+	now := job.At(t.Clock.Now())
 	for _, r := range runs {
 		if r.State == job.Queued || r.State == job.Scheduled {
-			entries = append(entries, r.Entry())
+			entries = append(entries, dispatch.Entry(r, now))
 		}
 	}
 	t.Queued(entries)
@@ -206,7 +207,8 @@ func (t *Term) Born(runs []*job.Run) {
 
 // Queued is Born for runs that were stored through another node and are queued or scheduled.
 func (t *Term) Queued(entries []job.QueueEntry) {
-	horizon := job.At(t.Clock.Now()).Add(reconcile.Ahead)
+	now := job.At(t.Clock.Now())
+	horizon := now.Add(reconcile.Ahead)
 	soon := slices.DeleteFunc(entries, func(e job.QueueEntry) bool { return e.ReadyAt > horizon })
 	if len(soon) == 0 {
 		return

@@ -655,3 +655,22 @@ func must(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
+
+// A node that has just started may not know the cluster's time yet, and its own clock may be wrong: what it takes in as
+// queued starts at once all the same.
+func TestARunFromANodeWhoseClockIsAheadStartsAtOnce(t *testing.T) {
+	in(t, func(t *testing.T, c *clustertest.Core) {
+		c.Workers.Add(worker("w", 1), clustertest.Succeed(0))
+		time.Sleep(time.Second)
+		r, err := job.Birth(&job.Submission{ID: c.NewID(), Namespace: "default", Spec: c.Spec(plain)}, nil, job.At(time.Now().Add(time.Hour)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Store.Submit(context.Background(), []*job.Run{r}); err != nil {
+			t.Fatal(err)
+		}
+		c.Term().Born([]*job.Run{r})
+		time.Sleep(time.Second)
+		expectState(t, c.Run(r.ID), job.Succeeded, job.NoReason)
+	})
+}

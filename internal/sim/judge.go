@@ -54,6 +54,10 @@ func (s *Sim) applied(n *node, index uint64, e *entry, results []fsm.Result) {
 					s.granted(g)
 				}
 			}
+		case *fsm.PutSchedule:
+			if m, ok := r.Value.(job.Mark); ok && m.Version == c.Version {
+				s.from[versionOf{c.JobID, c.Version}] = m.From
+			}
 		case *fsm.Decide:
 			s.effective(c.Epoch)
 			ticks, _ := r.Value.([]job.Tick)
@@ -178,8 +182,8 @@ func (s *Sim) unfinished() string {
 	}
 	v := l.state.View()
 	for r := range v.Live(job.RunID{}) {
-		lease, leased := v.Lease(r.ID)
-		return fmt.Sprintf("%d runs live, such as %s of %q: %s (%s), leased %t %+v", v.Fill().LiveRuns, r.ID, r.Job, r.State, r.Reason, leased, lease)
+		why, _ := l.term.Explain(context.Background(), r)
+		return fmt.Sprintf("%d runs live, such as %s of %q: %s (%s): %s", v.Fill().LiveRuns, r.ID, r.Job, r.State, r.Reason, why)
 	}
 	if g := l.state.Grants(); len(g) > 0 {
 		return fmt.Sprintf("%d leases stand", len(g))
@@ -221,6 +225,13 @@ func (s *Sim) judge() *checker.Report {
 		}
 		jb := checker.Job{ID: j.id, Name: j.name, Until: m.At}
 		for x := range v.Versions(j.id) {
+			from, effective := s.from[versionOf{j.id, x.Version}]
+			if !effective {
+				continue // the store has it, and Raft was never told before the next one came (L7)
+			}
+			if x.From != from {
+				s.broken("version %d of %s ticks from %s, and its row says %s", x.Version, j.name, from, x.From)
+			}
 			jb.Versions = append(jb.Versions, *x)
 		}
 		for t := range v.Ticks(j.id, 0) {

@@ -94,6 +94,7 @@ type Sim struct {
 	ledBy     map[job.Epoch]string
 	fences    map[job.RunID]job.Fence
 	ends      map[job.RunID]job.State
+	from      map[versionOf]job.Instant // of versions that came into effect
 
 	clients    clients
 	history    checker.History
@@ -107,6 +108,11 @@ type committed struct {
 	term   uint64
 	data   []byte
 	judged bool
+}
+
+type versionOf struct {
+	id      job.JobID
+	version uint64
 }
 
 type hashed struct {
@@ -142,7 +148,7 @@ const limit = 6 * time.Minute
 func Run(seed uint64, o Options) *Result {
 	s := &Sim{Log: o.Log, options: o, rand: rand.New(rand.NewPCG(seed, 0x6d7573746572)), trace: 0xcbf29ce484222325,
 		net: network{cuts: map[[2]int]int{}}, leaders: map[uint64]int{}, committed: map[uint64]*committed{}, hashes: map[uint64]hashed{},
-		ledBy: map[job.Epoch]string{}, fences: map[job.RunID]job.Fence{}, ends: map[job.RunID]job.State{}, counts: map[string]int{}}
+		ledBy: map[job.Epoch]string{}, fences: map[job.RunID]job.Fence{}, ends: map[job.RunID]job.State{}, from: map[versionOf]job.Instant{}, counts: map[string]int{}}
 	defer s.end()
 	s.build()
 	s.clients.sim = s

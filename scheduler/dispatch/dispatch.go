@@ -259,7 +259,7 @@ func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, no
 		case seat[i] >= 0:
 			placed = append(placed, candidates[i])
 		case seat[i] == -1:
-			back = append(back, candidates[i].Run.Entry())
+			back = append(back, Entry(candidates[i].Run, now))
 		default:
 			p.Dropped++
 		}
@@ -276,7 +276,7 @@ func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, no
 	if err != nil {
 		// The term ends, mostly, and the next leader reads the leases from Raft.
 		d.Fleet.Unreserve(grants)
-		d.pushBack(ctx, entriesOf(placed))
+		d.pushBack(ctx, entriesOf(placed, now))
 		return err
 	}
 	if len(refused) > 0 {
@@ -299,7 +299,7 @@ func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, no
 	back = back[:0]
 	for i, ok := range written {
 		if !ok && d.Fleet.End(grants[i].RunID, grants[i].Fence) { // never written, so never started (L3)
-			back = append(back, placed[i].Run.Entry())
+			back = append(back, Entry(placed[i].Run, now))
 			d.Fleet.Undeliverable(sessions[i])
 		}
 	}
@@ -355,10 +355,20 @@ func (d *Dispatcher) pushBack(ctx context.Context, entries []job.QueueEntry) {
 	}
 }
 
-func entriesOf(cs []fleet.Candidate) []job.QueueEntry {
+// Entry is a run's place in the queue. What is queued may start at once, whatever the clock of the node showed that took
+// it in: the one of a node that has just started may be wrong by hours, and the queue would keep the run back for as long.
+func Entry(r *job.Run, now job.Instant) job.QueueEntry {
+	e := r.Entry()
+	if r.State == job.Queued {
+		e.ReadyAt = min(e.ReadyAt, now)
+	}
+	return e
+}
+
+func entriesOf(cs []fleet.Candidate, now job.Instant) []job.QueueEntry {
 	out := make([]job.QueueEntry, len(cs))
 	for i := range cs {
-		out[i] = cs[i].Run.Entry()
+		out[i] = Entry(cs[i].Run, now)
 	}
 	return out
 }

@@ -217,9 +217,11 @@ func (r *Reconciler) queue(ctx context.Context, runs []*job.Run) error {
 		return err
 	}
 	var entries []job.QueueEntry
+	now := r.Now()
 	for i, x := range runs {
-		if !held[i] {
-			entries = append(entries, x.Entry())
+		// A hint from a node whose clock is ahead has the queue keep a run back that could start.
+		if e := dispatch.Entry(x, now); !held[i] || e != x.Entry() {
+			entries = append(entries, e)
 		}
 	}
 	if len(entries) == 0 {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/musterhq/muster/job"
+	"github.com/musterhq/muster/scheduler/dispatch"
 	"github.com/musterhq/muster/scheduler/fleet"
 	"github.com/musterhq/muster/scheduler/overlap"
 	"github.com/musterhq/muster/scheduler/pace"
@@ -403,7 +404,7 @@ func (s *Settler) after(ctx context.Context, moved []job.Moved) error {
 		}
 		switch {
 		case r.State == job.Queued || r.State == job.Scheduled:
-			entries = append(entries, r.Entry())
+			entries = append(entries, dispatch.Entry(r, s.Now()))
 		case r.State.Terminal():
 			if m.Applied {
 				ended = append(ended, r)
