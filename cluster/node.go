@@ -48,6 +48,7 @@ type Node struct {
 	failed        chan struct{} // closed when this process cannot go on as a node
 	failure       error         // why; set before failed is closed
 	failing       sync.Once
+	suspecting    atomic.Bool                                               // see Suspect
 	probed        func(id string) (applied uint64, seen time.Time, ok bool) // tests only, see progressOf
 	transferStuck atomic.Int64                                              // since when, in Unix nanoseconds; 0: it does not
 

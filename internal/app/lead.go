@@ -88,7 +88,7 @@ func (n *node) follow(ctx context.Context) error {
 	var watch sync.WaitGroup
 	defer watch.Wait()
 	watch.Go(func() { n.watchLeader(ctx, changed) })
-	return relay.Follow(ctx, relay.FollowConfig{Node: n.Name, Self: n.raft.ID(), Gateway: n.gateway, Leader: n.raft.Leader, Changed: changed,
+	return relay.Follow(ctx, relay.FollowConfig{Node: n.Name, Self: n.raft.ID(), Gateway: n.gateway, Leader: n.raft.Leader, Changed: changed, Lost: n.raft.Suspect,
 		Epoch: n.state.Epoch, Client: n.port.LinkClient(), URL: n.port.URL, Logger: n.Logger, Registerer: n.registry})
 }
 

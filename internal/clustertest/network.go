@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -60,7 +61,7 @@ func (n *Network) Dial(ctx context.Context, from, address string) (net.Conn, err
 		l := n.listeners[address]
 		n.mu.Unlock()
 		if reachable && l == nil {
-			return nil, fmt.Errorf("dial %s: connection refused", address)
+			return nil, fmt.Errorf("dial %s: %w", address, syscall.ECONNREFUSED)
 		}
 		if reachable {
 			out, back := n.half(from, to), n.half(to, from)
@@ -70,7 +71,7 @@ func (n *Network) Dial(ctx context.Context, from, address string) (net.Conn, err
 			case l.accept <- there:
 				return here, nil
 			case <-l.closed:
-				return nil, fmt.Errorf("dial %s: connection refused", address)
+				return nil, fmt.Errorf("dial %s: %w", address, syscall.ECONNREFUSED)
 			case <-ctx.Done():
 				return nil, ctx.Err()
 			}

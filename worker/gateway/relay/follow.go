@@ -30,6 +30,9 @@ type FollowConfig struct {
 	// Changed hurries the next look at Leader, which happens every quarter of a second anyway. It is for Follow alone. May
 	// be nil.
 	Changed <-chan struct{}
+	// Lost is told that the link to a leader ended, by the other side or on the way, while Raft still names it. It must not
+	// block. May be nil.
+	Lost func(id string)
 	// Epoch answers the highest epoch in this node's own state. May be nil.
 	Epoch func() job.Epoch
 	// Client carries the link; it must speak HTTP/2, and give up a connection that takes nothing for some seconds (as
@@ -96,6 +99,9 @@ func Follow(ctx context.Context, c FollowConfig) error {
 		}
 		if time.Since(began) > 2*silence {
 			pause = minRetry
+		}
+		if f.Lost != nil {
+			f.Lost(id)
 		}
 		f.Logger.Warn("no link to the leader; trying again", "leader", id, "address", address, "err", err)
 		f.wait(ctx, pause/2+rand.N(pause))
