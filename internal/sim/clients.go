@@ -78,9 +78,7 @@ func (c *clients) stop() { c.over = true }
 // calm ends what would go on for ever: pauses, and schedules.
 func (c *clients) calm() {
 	for _, j := range c.jobs {
-		if j.paused {
-			c.pause(j, false)
-		}
+		c.pause(j, false) // also one that was never said to be paused: the answer may have been lost
 		text := fmt.Sprintf(`{name: %s, schedule: {cron: "0 0 1 1 *"}, overlap: %s, exec: {command: [work]}}`, j.name, j.policy)
 		c.put(j, text, true)
 	}

@@ -117,6 +117,30 @@ var kinds = []struct {
 			}
 		})
 	}},
+	{"leadership moves and comes back", 3, func(f *faults, s *Sim) {
+		// The old term sees neither: what it proposes under its old epoch gets into the log again.
+		n := s.leading()
+		if n == nil || !n.transferLeadership() {
+			return
+		}
+		n.watcher = 20 * time.Second
+		var back func()
+		back = func() {
+			if l := s.leading(); l != nil && l != n && l.term != nil && l.raft.match[n.index] == l.raft.last() {
+				s.datagram(&l.host, &n.host, func() {
+					if n.raft.role == follower {
+						n.campaign()
+					}
+				})
+				return
+			}
+			if n.watcher > 0 {
+				s.after(50*time.Millisecond, back)
+			}
+		}
+		s.after(time.Second, back)
+		f.undo(s, 8*time.Second+s.upTo(5*time.Second), func() { n.watcher = 0 })
+	}},
 	{"slow disk", 2, func(f *faults, s *Sim) {
 		n := s.anyNode()
 		n.disk = 20*time.Millisecond + s.upTo(3*time.Second)

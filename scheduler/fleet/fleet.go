@@ -8,7 +8,10 @@
 package fleet
 
 import (
+	"fmt"
+	"hash/crc32"
 	"sort"
+	"strings"
 	"sync"
 	"time"
 
@@ -121,6 +124,30 @@ func (f *Fleet) open(l *Lease) {
 	}
 }
 
+// life is which life of which agent has a lease: job.Grant.Boot holds it, so that the next leader can tell an agent that
+// was restarted from a namesake. Grants of earlier versions name the boot alone.
+type life struct{ boot, data string }
+
+func lifeOf(h *job.WorkerHello) life {
+	l := life{boot: strings.ReplaceAll(h.Boot, "/", "-")}
+	if h.DataID != "" {
+		l.data = fmt.Sprintf("%08x", crc32.ChecksumIEEE([]byte(h.DataID)))
+	}
+	return l
+}
+
+func readLife(text string) life {
+	boot, data, _ := strings.Cut(text, "/")
+	return life{boot, data}
+}
+
+func (l life) String() string {
+	if l.data == "" {
+		return l.boot
+	}
+	return l.boot + "/" + l.data
+}
+
 // Attached says what a hello settled.
 type Attached struct {
 	Stop       []job.Fence     // the worker runs these without a right to: it must kill them
@@ -139,6 +166,17 @@ func (f *Fleet) Attach(session job.SessionID, node string, h job.WorkerHello) (A
 	if w != nil && w.session != "" && w.hello.DataID != h.DataID {
 		return a, job.Errorf(job.Conflict, "worker_name_taken",
 			"a worker named %q is attached already from another data directory; give this one another --name", h.Name)
+	}
+	own := lifeOf(&h)
+	if w != nil {
+		// Without a stream it may be alive all the same, and run what it was granted: until its leases have ended the name is
+		// taken. A restarted agent brings the same data directory.
+		for _, id := range w.fences {
+			if of := readLife(f.leases[id].Boot); of.data != "" && of.data != own.data {
+				return a, job.Errorf(job.Conflict, "worker_name_taken",
+					"a worker named %q from another data directory has runs until they end or its leases do; give this one another --name", h.Name)
+			}
+		}
 	}
 	if w == nil {
 		w = &worker{fences: map[job.Fence]job.RunID{}}
@@ -164,7 +202,7 @@ func (f *Fleet) Attach(session job.SessionID, node string, h job.WorkerHello) (A
 			if l.Stopping != 0 {
 				a.Stopping = append(a.Stopping, job.StopOrder{Session: session, RunID: id, Fence: fence, Reason: l.Stopping})
 			}
-		case l.Boot == h.Boot:
+		case readLife(l.Boot).boot == own.boot:
 			a.NeverBegan = append(a.NeverBegan, *l)
 		default:
 			a.Lost = append(a.Lost, job.Outcome{RunID: id, Fence: fence, Attempt: l.Attempt, Worker: l.Worker,

@@ -244,6 +244,31 @@ func TestHelloEndsWhatItOmits(t *testing.T) {
 	})
 }
 
+// A namesake may come while the first is cut off, or after a change of leader: what the first was granted is not lost by
+// that, and must not start elsewhere beside it.
+func TestANamesakeDoesNotEndLeases(t *testing.T) {
+	t.Parallel()
+	other := job.WorkerHello{Name: "w", Boot: "b9", DataID: "elsewhere", Slots: 1}
+	b := newBench(t)
+	b.attach("w", "b1", 1)
+	b.grant(candidate(1, plain))
+	b.Detach("w/b1")
+	if a, err := b.Attach("other", "node-1", other); job.CodeOf(err) != job.Conflict || len(a.Lost) > 0 {
+		t.Fatalf("%+v, %v", a, err)
+	}
+	next := newBench(t)
+	next.Resume([]job.Grant{b.Leases()[0].Grant})
+	if a, err := next.Attach("other", "node-1", other); job.CodeOf(err) != job.Conflict || len(a.Lost) > 0 {
+		t.Fatalf("after a change of leader: %+v, %v", a, err)
+	}
+	if a := next.attach("w", "b2", 1); len(a.Lost) != 1 {
+		t.Fatalf("a restart with the same data directory: %+v", a)
+	}
+	if _, err := next.Attach("other", "node-1", other); job.CodeOf(err) != job.Conflict {
+		t.Fatalf("while the first is attached: %v", err)
+	}
+}
+
 func TestResumedLeasesGetAFullTerm(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

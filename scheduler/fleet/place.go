@@ -180,7 +180,7 @@ func (f *Fleet) seats() []Seat {
 			continue
 		}
 		if n := w.hello.Slots - w.used; n > 0 {
-			out = append(out, Seat{Worker: name, Boot: w.hello.Boot, Session: w.session, Offers: w.offers, Free: n})
+			out = append(out, Seat{Worker: name, Boot: lifeOf(&w.hello).String(), Session: w.session, Offers: w.offers, Free: n})
 		}
 	}
 	sortSeats(out)
