@@ -1,6 +1,7 @@
 package access
 
 import (
+	"context"
 	"crypto/tls"
 	"net/http"
 	"net/http/httptest"
@@ -207,31 +208,42 @@ func TestRevoked(t *testing.T) {
 	}
 }
 
-// A node that does not know all credentials yet denies none, and believes none.
+// A node that does not know all credentials denies none before it has looked again, and believes none.
 func TestNotAllAreKnownYet(t *testing.T) {
 	t.Parallel()
-	p, whole := people{}, false
+	p, other := people{}, people{}
 	known := p.add("v", 1, job.Credential{Role: job.RoleViewer})
-	other := p.add("w", 2, job.Credential{Role: job.RoleViewer})
-	delete(p, "w")
-	g := New(Config{Credentials: p, Whole: func() bool { return whole }})
+	fresh := other.add("w", 2, job.Credential{Role: job.RoleViewer})
+	var cut error
+	calls := 0
+	g := New(Config{Credentials: p, Renew: func(context.Context) error {
+		if calls++; cut == nil {
+			p["w"] = other["w"]
+		}
+		return cut
+	}})
 	as := func(token string) error {
 		r := httptest.NewRequest("GET", "/", nil)
 		r.Header.Set("Authorization", "Bearer "+token)
 		return g.Authorize(r, api.Operation{Verb: api.Read})
 	}
-	if err := as(known); err != nil {
-		t.Error(err)
+	cut = job.Errorf(job.Unavailable, "no_leader", "no leader")
+	if err := as(known); err != nil || calls != 0 {
+		t.Errorf("one that is known: %v, %d calls", err, calls)
 	}
-	if err := as(other); job.CodeOf(err) != job.Unavailable || job.AsError(err).Reason != "starting" {
-		t.Error(err)
+	if err := as(fresh); job.CodeOf(err) != job.Unavailable || job.AsError(err).Reason != "behind" {
+		t.Errorf("a node that is cut off: %v", err)
 	}
-	if err := as("hello"); job.CodeOf(err) != job.Unauthenticated {
-		t.Error(err)
+	if err := as("hello"); job.CodeOf(err) != job.Unauthenticated || calls != 1 {
+		t.Errorf("garbage: %v, %d calls", err, calls)
 	}
-	whole = true
-	if err := as(other); job.CodeOf(err) != job.Unauthenticated {
-		t.Error(err)
+	cut = nil
+	if err := as(strings.Replace(fresh, "_w_", "_x_", 1)); job.CodeOf(err) != job.Unauthenticated {
+		t.Errorf("one that nobody made: %v", err)
+	}
+	delete(p, "w")
+	if err := as(fresh); err != nil {
+		t.Errorf("one that another node made: %v", err)
 	}
 }
 

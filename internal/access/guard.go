@@ -23,9 +23,10 @@ type Config struct {
 	// Identify tells who is on the other side of a connection, now: pki.Node.Identify. Nil: certificates count for nothing.
 	Identify func(*tls.ConnectionState) (pki.Identity, bool)
 	Now      func() time.Time // nil: time.Now
-	// Whole tells whether Credentials knows all that there are; nil: it always does. A node that starts does not, and must not
-	// tell anybody that his credential was revoked: until then one that is not known is Unavailable.
-	Whole func() bool
+	// Renew is called when Credentials does not know one. It returns when they are as new as the cluster was at the call, or
+	// says why they are not: whoever was just given his credential by another node, or asks one that starts, must not hear
+	// that it was revoked. Strangers can call it as often as they like. Nil: they always are.
+	Renew func(context.Context) error
 }
 
 // Guard finds out who calls and asks Decide. It remembers nothing: a credential that is revoked has ended with the next
@@ -101,7 +102,7 @@ func (g *Guard) caller(r *http.Request) (Caller, error) {
 	case len(values) > 1:
 		return Caller{}, job.Errorf(job.Unauthenticated, "invalid_credential", "there is more than one Authorization header")
 	case len(values) == 1 && values[0] != "":
-		c, err := g.credential(values[0])
+		c, err := g.credential(r.Context(), values[0])
 		return Caller{Credential: c}, err
 	}
 	if who, ok := g.certificate(r); ok {
@@ -112,7 +113,7 @@ func (g *Guard) caller(r *http.Request) (Caller, error) {
 
 const maxAuthorization = 512 // bytes; ours have about 70
 
-func (g *Guard) credential(header string) (*job.Credential, error) {
+func (g *Guard) credential(ctx context.Context, header string) (*job.Credential, error) {
 	scheme, token, _ := strings.Cut(header, " ")
 	if !strings.EqualFold(scheme, "bearer") {
 		return nil, job.Errorf(job.Unauthenticated, "invalid_credential", "the Authorization header does not read Bearer TOKEN")
@@ -122,8 +123,12 @@ func (g *Guard) credential(header string) (*job.Credential, error) {
 		return nil, job.Errorf(job.Unauthenticated, "invalid_credential", "this is not a credential of Muster; it looks like muster_ID_SECRET, whole")
 	}
 	c, found := g.Credentials.Credential(id)
-	if !found && g.Whole != nil && !g.Whole() {
-		return nil, job.Errorf(job.Unavailable, "starting", "this node is starting and does not know all credentials yet; try again in a second, or ask another node")
+	if !found && g.Renew != nil {
+		if err := g.Renew(ctx); err != nil {
+			return nil, &job.Error{Code: job.Unavailable, Reason: "behind", Cause: err,
+				Message: "this node does not know the credential and cannot tell whether the cluster does; try again in a few seconds, or ask another node"}
+		}
+		c, found = g.Credentials.Credential(id)
 	}
 	// The secret is compared first and the end looked at second: who does not hold it is not told that it ended.
 	if now := job.At(g.Now()); !c.Matches(secret, 0) || !found {

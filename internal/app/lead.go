@@ -127,4 +127,6 @@ func (n *node) handOver() {
 
 var _ gateway.Leader = (*scheduler.Term)(nil)
 
+var errStarting = job.Errorf(job.Unavailable, "starting", "this node is starting and does not know yet all that the cluster has accepted")
+
 var errNoLeader = job.Errorf(job.Unavailable, "no_leader", "no node leads at the moment; try again in a few seconds")

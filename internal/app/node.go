@@ -54,8 +54,9 @@ type node struct {
 	api     *api.API
 	gossip  atomic.Pointer[cluster.Gossip] // nil until the cluster's secret is known
 
-	term    atomic.Pointer[scheduler.Term] // nil while this node does not lead
-	started atomic.Bool                    // this node has known, at least once, all that the cluster had accepted
+	term     atomic.Pointer[scheduler.Term] // nil while this node does not lead
+	renewing renewals
+	started  atomic.Bool // this node has known, at least once, all that the cluster had accepted
 
 	gcPercent int // as it was at the start
 	calmed    sync.Once
@@ -135,7 +136,7 @@ func (n *node) openIdentity() (err error) {
 		n.Logger.Error("the changed certificates are not used", "dir", n.TLS, "err", err)
 	})
 	n.exportExpiry()
-	n.guard = access.New(access.Config{Credentials: n.state, Identify: n.identity.Identify, Now: n.Now, Whole: n.started.Load})
+	n.guard = access.New(access.Config{Credentials: n.state, Identify: n.identity.Identify, Now: n.Now, Renew: n.renewCredentials})
 	return nil
 }
 
