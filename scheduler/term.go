@@ -302,6 +302,13 @@ func (t *Term) WorkerFlagged() { t.fleet.FlagChanged() }
 
 // Attach takes a worker's hello. It answers the attempts that the worker must stop.
 func (t *Term) Attach(ctx context.Context, session job.SessionID, node string, h job.WorkerHello) ([]job.Fence, error) {
+	// A worker that has work of a newer leader proves that this one was deposed and does not know it yet: it must neither
+	// have that work stopped nor take its results. The worker finds the new leader.
+	for _, f := range h.Running {
+		if f.Epoch() > t.epoch {
+			return nil, job.Errorf(job.Unavailable, "deposed", "a newer leader gave work to this worker; attach again")
+		}
+	}
 	a, err := t.fleet.Attach(session, node, h)
 	if err != nil {
 		return nil, err
@@ -341,7 +348,12 @@ func (t *Term) Detach(session job.SessionID) { t.fleet.Detach(session) }
 
 // Heartbeat renews leases, and answers those that the worker has no right to.
 func (t *Term) Heartbeat(session job.SessionID, running []job.Fence) []job.Fence {
-	return t.fleet.Heartbeat(session, running)
+	unknown := t.fleet.Heartbeat(session, running)
+	newer := func(f job.Fence) bool { return f.Epoch() > t.epoch } // not for this one to judge
+	if slices.ContainsFunc(unknown, newer) {
+		unknown = slices.DeleteFunc(slices.Clone(unknown), newer)
+	}
+	return unknown
 }
 
 // Started tells when attempts began.

@@ -674,3 +674,30 @@ func TestARunFromANodeWhoseClockIsAheadStartsAtOnce(t *testing.T) {
 		expectState(t, c.Run(r.ID), job.Succeeded, job.NoReason)
 	})
 }
+
+// A leader that was deposed and does not know it yet meets a worker that a newer one gave work to. It must not have the
+// work stopped, nor acknowledge its result: nobody would have it.
+func TestADeposedLeaderLeavesANewerOnesWorkAlone(t *testing.T) {
+	in(t, func(t *testing.T, c *clustertest.Core) {
+		term, ctx := c.Term(), context.Background()
+		newer := job.MakeFence(term.Epoch()+1, 1)
+		hello := job.WorkerHello{Name: "w", Boot: "1", DataID: "w", Slots: 1, Executors: []string{"exec"}}
+		if _, err := term.Attach(ctx, "s1", "node", hello); err != nil {
+			t.Fatal(err)
+		}
+		if unknown := term.Heartbeat("s1", []job.Fence{newer, job.MakeFence(term.Epoch(), 9)}); len(unknown) != 1 || unknown[0] == newer {
+			t.Errorf("it calls unknown: %v", unknown)
+		}
+		run := c.Submit(job.Submission{Spec: c.Spec(plain), RunAt: job.At(time.Now().Add(time.Hour))}, nil)
+		before := c.Workers.Acknowledged()
+		term.Finished("s1", []job.Outcome{{RunID: run.ID, Fence: newer, Attempt: 1, Kind: job.AttemptSucceeded}})
+		time.Sleep(time.Second)
+		if n := c.Workers.Acknowledged() - before; n != 0 {
+			t.Errorf("%d results acknowledged that were not recorded", n)
+		}
+		hello.Running = []job.Fence{newer}
+		if stop, err := term.Attach(ctx, "s2", "node", hello); job.CodeOf(err) != job.Unavailable || len(stop) > 0 {
+			t.Errorf("stop %v, %v", stop, err)
+		}
+	})
+}

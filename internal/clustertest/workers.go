@@ -57,6 +57,7 @@ type Workers struct {
 	sequence int
 	History  []*Start
 	refused  int
+	acked    int
 	deaf     bool
 }
 
@@ -177,6 +178,13 @@ func (w *Workers) Starts() []Start {
 		out[i] = *s
 	}
 	return out
+}
+
+// Acknowledged is how many results were acknowledged, to whomever.
+func (w *Workers) Acknowledged() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.acked
 }
 
 func (w *Workers) attachAll(term *scheduler.Term) {
@@ -318,6 +326,7 @@ func (w *Workers) Stop(_ context.Context, orders []job.StopOrder) {
 func (w *Workers) Acknowledge(_ context.Context, acks []job.Ack) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.acked += len(acks)
 	for _, k := range acks {
 		if w.deaf {
 			break

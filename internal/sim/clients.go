@@ -268,6 +268,9 @@ func (c *clients) put(j *simJob, text string, last bool) {
 		repeat = 1000
 	}
 	c.request("put", repeat, func(ctx context.Context, n *node) error {
+		if c.over && !last {
+			return nil // of no use any more
+		}
 		stored, err := n.store.PutJob(ctx, job.PutJob{ID: j.id, Spec: d, At: job.At(n.now())})
 		if err != nil {
 			return err

@@ -208,7 +208,17 @@ func (f *faults) crash(s *Sim, n *node) {
 		return
 	}
 	n.crash()
-	f.undo(s, 100*time.Millisecond+s.upTo(15*time.Second), func() {
+	d := 100*time.Millisecond + s.upTo(15*time.Second)
+	able := 0
+	for _, o := range s.nodes {
+		if o.up && !o.frozen {
+			able++
+		}
+	}
+	if 2*able <= len(s.nodes) {
+		f.disturbed(s, d) // nobody can lead
+	}
+	f.undo(s, d, func() {
 		if !n.up {
 			n.start()
 		}

@@ -127,6 +127,7 @@ func (g *gateway) attach(x *stream, h job.WorkerHello, number int) {
 		x.down.send(func() { w.welcomed(x, number, false, nil) })
 		return
 	}
+	g.node.sim.note("hello", g.node.name, h.Name, len(h.Running))
 	g.sequence++
 	session := job.SessionID(g.node.name + "." + itoa(g.node.life) + "." + itoa(g.sequence))
 	g.sessions[session], x.session = x, session
@@ -240,6 +241,7 @@ func (g *gateway) write(d job.Delivery) bool {
 		return false
 	}
 	w, a := x.worker, d.Assignment
+	s.note("assign", g.node.name, string(d.Session), uint64(a.Fence), x.ready)
 	x.tell(d.Session, func() { w.assigned(x, a) })
 	return true
 }

@@ -177,7 +177,7 @@ func (s *Sim) unfinished() string {
 	}
 	for _, j := range s.clients.jobs {
 		if m, ok := l.state.Mark(j.id); j.there && (!ok || len(m.Earlier) > 0 || m.At < m.From) {
-			return "ticks of " + j.name + " are not decided"
+			return fmt.Sprintf("ticks of %s are not decided: %t, version %d from %s, decided up to %s, %d versions before it", j.name, ok, m.Version, m.From, m.At, len(m.Earlier))
 		}
 	}
 	v := l.state.View()

@@ -260,6 +260,7 @@ func (w *worker) assigned(x *stream, a *job.Assignment) {
 	s := w.sim
 	if !w.heard(x) || !w.seated || s.now-w.renewed >= job.LeaseTimeout {
 		s.counts["assignments dropped by workers"]++
+		s.note("dropped", w.name, uint64(a.Fence))
 		return
 	}
 	if a.Fence <= w.seen[a.RunID] {
@@ -309,6 +310,7 @@ func (w *worker) stop(t *attempt, why job.Reason) {
 		return
 	}
 	t.stopping = why
+	w.sim.note("stop", w.name, why.String(), uint64(t.Fence))
 	grace := w.sim.upTo(time.Second)
 	if w.sim.rand.IntN(4) == 0 {
 		grace = w.sim.upTo(6900 * time.Millisecond) // it is killed then

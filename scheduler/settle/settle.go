@@ -10,6 +10,7 @@ package settle
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -91,7 +92,14 @@ func (s *Settler) Init() {
 
 // Report takes outcomes in. It blocks while too many wait, and drops them once the term is over: the workers send again.
 // What comes from a session is the word of its worker, whatever the outcome says of that.
+//
+// Results under fences of a newer epoch are not for this leader, which was deposed and does not know it yet: it knows
+// nothing of those grants, and would acknowledge what it cannot record.
 func (s *Settler) Report(session job.SessionID, outcomes []job.Outcome) {
+	outcomes = slices.DeleteFunc(slices.Clone(outcomes), func(o job.Outcome) bool { return o.Fence.Epoch() > s.Epoch })
+	if len(outcomes) == 0 {
+		return
+	}
 	if session != "" {
 		worker := s.Fleet.WorkerOf(session)
 		if worker == "" {
