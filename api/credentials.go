@@ -66,6 +66,9 @@ func (q *CredentialRequest) check() error {
 		}
 		return job.InvalidField("role", "%s is not a role; use one of %s", quote(string(q.Role)), strings.Join(words, ", "))
 	}
+	if q.Namespaces != nil && len(q.Namespaces) == 0 { // a list that came out empty must not open everything
+		return job.InvalidField("namespaces", "the list is empty; leave it out for every namespace")
+	}
 	if len(q.Namespaces) > MaxNamespaces {
 		return job.InvalidField("namespaces", "%d are given; %d are allowed", len(q.Namespaces), MaxNamespaces)
 	}

@@ -78,7 +78,7 @@ func (a *API) runLogs(rq *request, in *inLogs) error {
 	if attempt > max(r.Attempt, 1) && (!follow || r.State.Terminal()) {
 		return job.Errorf(job.NotFound, "no_attempt", "run %s has no attempt %d; its last one is %d", r.ID, attempt, r.Attempt)
 	}
-	l := &logStream{API: a, rq: rq, run: r, only: in.Attempt != "", follow: follow}
+	l := &logStream{API: a, rq: rq, run: r, only: in.Attempt != "", follow: follow, askedAt: time.Now()}
 	l.events = strings.Contains(in.Accept, eventType) || follow && !strings.Contains(in.Accept, "text/plain")
 	l.attempt, l.offset = max(attempt, 1), 0
 	if !l.only && !follow {
@@ -124,7 +124,8 @@ type logStream struct {
 	follow  bool
 	events  bool
 	attempt uint32
-	offset  int64 // of the next byte
+	offset  int64     // of the next byte
+	askedAt time.Time // when the caller was last authorised
 
 	mu sync.Mutex // one writer at a time: chunks, or the keep-alive
 }
@@ -173,8 +174,15 @@ func (l *logStream) all(ctx context.Context) error {
 	}
 }
 
-// again reads the run anew. What cannot be reached for a moment is asked again later: the stream outlives a fail-over.
+// again reads the run anew. What cannot be reached for a moment is asked again later: the stream outlives a fail-over. It
+// also asks the authoriser again now and then: a stream must not outlive its caller's credential, whatever it waits for.
 func (l *logStream) again(ctx context.Context) error {
+	if time.Since(l.askedAt) >= authorizeEvery {
+		if err := l.rq.authorize(); err != nil {
+			return err
+		}
+		l.askedAt = time.Now()
+	}
 	r, err := l.Store.Run(ctx, l.run.ID)
 	if err == nil {
 		l.run = l.asItIs(r)
@@ -218,21 +226,14 @@ func (l *logStream) one(ctx context.Context) error {
 	return nil
 }
 
-// watch returns once the attempt has ended, or nobody follows it any more. Only the watcher touches l.run meanwhile. It
-// also asks the authoriser again now and then: a stream must not outlive its caller's credential.
+// watch returns once the attempt has ended, or nobody follows it any more. Only the watcher touches l.run meanwhile.
 func (l *logStream) watch(ctx context.Context) error {
-	tick, ask := time.NewTicker(l.FollowEvery), time.NewTicker(authorizeEvery)
+	tick := time.NewTicker(l.FollowEvery)
 	defer tick.Stop()
-	defer ask.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-ask.C:
-			if err := l.rq.authorize(); err != nil {
-				return err
-			}
-			continue
 		case <-tick.C:
 		}
 		if err := l.again(ctx); err != nil && ctx.Err() == nil {

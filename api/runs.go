@@ -34,7 +34,8 @@ func (a *API) findRun(rq *request, id idParam) (*job.Run, error) {
 		return nil, err
 	}
 	r, err := a.Store.Run(rq.ctx, rid)
-	if err == nil && r.Namespace != rq.namespace {
+	// The answer is the same for one that does not exist: else it would tell whether there is such a run elsewhere.
+	if job.CodeOf(err) == job.NotFound || err == nil && r.Namespace != rq.namespace {
 		err = job.Errorf(job.NotFound, "no_run", "there is no run %s in the namespace %s", rid, rq.namespace)
 	}
 	if err != nil {
@@ -166,7 +167,7 @@ func (a *API) retryRun(rq *request, in *InRun) error {
 	}
 	receipts, err := a.Store.Submit(rq.ctx, []*job.Run{n})
 	if err == nil {
-		err = receipts[0].Err
+		err = refusal(n, &receipts[0])
 	}
 	if err != nil {
 		return a.unborn(rq, n, err)
