@@ -10,7 +10,8 @@
 //  1. The follower sends NodeHello. The leader answers LeaderWelcome with its epoch, once it leads: until then it only
 //     sends pulses. A follower that has seen a higher epoch, from anybody, ends the link.
 //  2. The follower opens sessions (SessionAttach) and the leader answers each (SessionAttached). The leader may use a
-//     session before it has answered. A session ends with SessionWords.detach, or with the link.
+//     session before it has answered. A session ends with SessionWords.detach, or with the link; words that come after its
+//     detach are dropped, and count as taken.
 //  3. Both send a pulse every second while they have nothing else to say. A link that was silent for 5 s has ended. The
 //     leader then closes the link's sessions, and the follower asks its workers for a Hello under the next leader.
 //  4. Batches of assignments are numbered, and the follower answers each batch with those that it did not write to a

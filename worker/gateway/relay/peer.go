@@ -288,7 +288,13 @@ func (p *peer) attach(x *workerpb.SessionAttach) error {
 func (p *peer) said(x *workerpb.SessionWords) error {
 	s := p.reign.seat(job.SessionID(x.GetSession()))
 	if s == nil || s.peer != p {
-		return job.InvalidField("words.session", "%.128q is not open", x.GetSession())
+		// A worker that says Hello anew overtakes what its node was handing over: it says that again in its new session.
+		bytes := 0
+		for _, y := range x.Results {
+			bytes += workerpb.ResultWeight(y)
+		}
+		p.out.took(len(x.Results), bytes)
+		return nil
 	}
 	w := word{detach: x.GetDetach()}
 	for _, y := range x.Started {
