@@ -6,6 +6,7 @@ import "encoding/json"
 type WorkerHello struct {
 	Name      string            // unique in the cluster
 	Boot      string            // one life of the agent process; changes with each start
+	Number    uint64            // grows with each hello of one life: on their way they may overtake each other; 0: not told
 	DataID    string            // of the data directory whose lock the agent holds: tells a restart from a namesake (L4)
 	Version   string            // of the binary
 	Labels    map[string]string // what selectors match

@@ -139,12 +139,13 @@ type Agent struct {
 	drain     chan struct{} // closed when a node tells the worker to finish and stop
 	drainOnce sync.Once
 
-	mu    sync.Mutex
-	desk  desk     // what runs and what is held
-	lease lease    // of all that runs
-	line  *session // the stream, if there is one
-	seat  *session // the stream, while its last Hello is accepted: only then work is taken
-	ended chan struct{}
+	mu     sync.Mutex
+	desk   desk     // what runs and what is held
+	lease  lease    // of all that runs
+	line   *session // the stream, if there is one
+	seat   *session // the stream, while its last Hello is accepted: only then work is taken
+	hellos uint64   // that were said
+	ended  chan struct{}
 }
 
 // New checks the configuration and makes an Agent. It does no I/O.

@@ -239,8 +239,9 @@ func (s *session) gather() *workerpb.WorkerMessage {
 	if s.helloDue {
 		s.helloDue = false
 		s.helloAt = a.config.Clock.Elapsed()
+		a.hellos++
 		m.Hello = workerpb.NewHello(&job.WorkerHello{
-			Name: a.config.Name, Boot: a.boot, DataID: a.dataID, Version: a.config.Version, Labels: a.config.Labels,
+			Name: a.config.Name, Boot: a.boot, Number: a.hellos, DataID: a.dataID, Version: a.config.Version, Labels: a.config.Labels,
 			Slots: a.config.Slots, Executors: a.offers[0], Handlers: a.offers[1],
 		})
 		m.Hello.Running, m.Hello.Resync, m.Hello.Leaving = a.desk.fences(), s.hello, a.desk.leaving

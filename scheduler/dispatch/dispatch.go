@@ -289,9 +289,11 @@ func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, no
 	for i := range grants {
 		c := &placed[i]
 		leases[i] = fleet.Lease{Grant: grants[i], Session: sessions[i], Run: c.Run, Spec: c.Spec}
-		deliveries[i] = job.Delivery{Session: sessions[i], Assignment: assignment(&grants[i], c)}
 	}
 	stops := d.Fleet.Open(leases)
+	for i := range leases {
+		deliveries[i] = job.Delivery{Session: leases[i].Session, Assignment: assignment(&grants[i], &placed[i])}
+	}
 	written := d.Gateways.Assign(ctx, deliveries)
 	if len(stops) > 0 {
 		d.Gateways.Stop(ctx, stops)

@@ -10,6 +10,7 @@ package fleet
 import (
 	"fmt"
 	"hash/crc32"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -47,6 +48,7 @@ type worker struct {
 	offers      map[string]string
 	session     job.SessionID // "" while no stream is up
 	node        string
+	past        []string // boots before this one, the latest last
 	used        int
 	connectedAt job.Instant
 	seenAt      job.Instant
@@ -167,6 +169,9 @@ func (f *Fleet) Attach(session job.SessionID, node string, h job.WorkerHello) (A
 		return a, job.Errorf(job.Conflict, "worker_name_taken",
 			"a worker named %q is attached already from another data directory; give this one another --name", h.Name)
 	}
+	if err := w.overtaken(&h); err != nil {
+		return a, err
+	}
 	own := lifeOf(&h)
 	if w != nil {
 		// Without a stream it may be alive all the same, and run what it was granted: until its leases have ended the name is
@@ -183,6 +188,9 @@ func (f *Fleet) Attach(session job.SessionID, node string, h job.WorkerHello) (A
 		f.workers[h.Name] = w
 	}
 	delete(f.sessions, w.session)
+	if w.hello.Boot != "" && w.hello.Boot != h.Boot {
+		w.past = append(w.past[max(0, len(w.past)-maxPast+1):], w.hello.Boot)
+	}
 	w.hello, w.offers, w.session, w.node = h, h.Offers(), session, node
 	w.connectedAt, w.seenAt = f.now(), f.now()
 	f.sessions[session] = w
@@ -216,6 +224,23 @@ func (f *Fleet) Attach(session job.SessionID, node string, h job.WorkerHello) (A
 	f.signal()
 	return a, nil
 }
+
+// overtaken refuses a hello that an older one of two is: each comes over the node of its stream, and on the way the later
+// may overtake the earlier. What was granted since would end as if it had never begun, while it runs.
+func (w *worker) overtaken(h *job.WorkerHello) error {
+	switch {
+	case w == nil:
+	case w.hello.Boot == h.Boot && h.Number < w.hello.Number:
+		return job.Errorf(job.Unavailable, "overtaken", "worker %q has said a later hello", h.Name)
+	case slices.Contains(w.past, h.Boot):
+		return job.Errorf(job.Conflict, "worker_name_taken",
+			"a worker named %q was started later with a data directory of the same id; a copied directory needs its file id removed", h.Name)
+	}
+	return nil
+}
+
+// maxPast bounds how many earlier lives of a worker are remembered.
+const maxPast = 8
 
 // Detach closes a session. The worker's leases run on: only their end moves a run.
 func (f *Fleet) Detach(session job.SessionID) {

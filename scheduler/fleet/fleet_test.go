@@ -417,3 +417,51 @@ func TestNothingLeaks(t *testing.T) {
 		})
 	})
 }
+
+// Hellos of two streams come over two nodes, and the older one may come last.
+func TestAHelloThatWasOvertakenChangesNothing(t *testing.T) {
+	b := newBench(t)
+	hello := func(session, boot string, number uint64, running ...job.Fence) (Attached, error) {
+		return b.Attach(job.SessionID(session), "node", job.WorkerHello{Name: "w", Boot: boot, DataID: "d", Number: number, Slots: 4,
+			Executors: []string{"exec"}, Running: running})
+	}
+	if _, err := hello("second", "boot", 2); err != nil {
+		t.Fatal(err)
+	}
+	g := b.grant(candidate(1, plain))
+	if a, err := hello("first", "boot", 1); job.CodeOf(err) != job.Unavailable || len(a.NeverBegan) > 0 {
+		t.Errorf("a hello of before the grant: %+v, %v", a, err)
+	}
+	b.Detach("first")
+	if unknown := b.Heartbeat("second", []job.Fence{g[0].Fence}); len(unknown) > 0 || b.WorkerOf("second") != "w" {
+		t.Errorf("the later session is gone, and does not know %v", unknown)
+	}
+	if a, err := hello("third", "boot", 3, g[0].Fence); err != nil || len(a.Stop) > 0 {
+		t.Errorf("the next hello: %+v, %v", a, err)
+	}
+	if a, err := hello("fourth", "next boot", 1); err != nil || len(a.Lost) != 1 {
+		t.Errorf("a restart: %+v, %v", a, err)
+	}
+	if a, err := hello("fifth", "boot", 4, g[0].Fence); job.CodeOf(err) != job.Conflict {
+		t.Errorf("a hello of the life before: %+v, %v", a, err)
+	}
+	if b.WorkerOf("fourth") != "w" {
+		t.Error("the session after the restart is gone")
+	}
+}
+
+// Between the choice of a seat and the lease lies Raft. The hello that comes in between cannot list the run, and no later
+// one need come.
+func TestALeaseOfASessionThatWasReplacedIsNotForDelivery(t *testing.T) {
+	b := newBench(t)
+	b.attach("w", "boot", 4)
+	grants, sessions, _ := b.Reserve([]Candidate{candidate(1, plain)}, b.now(), b.next)
+	if _, err := b.Attach("moved", "node-2", job.WorkerHello{Name: "w", Boot: "boot", DataID: "w", Slots: 4, Executors: []string{"exec"}}); err != nil {
+		t.Fatal(err)
+	}
+	leases := []Lease{{Grant: grants[0], Session: sessions[0]}}
+	b.Open(leases)
+	if leases[0].Session != "" {
+		t.Errorf("the lease is for delivery on %q, where the worker takes nothing any more", leases[0].Session)
+	}
+}

@@ -251,13 +251,18 @@ func (f *Fleet) Reserve(candidates []Candidate, now job.Instant, next func() job
 	return grants, sessions, seat
 }
 
-// Open turns reservations into leases once Raft has the grants. It answers the stops that were asked for meanwhile.
+// Open turns reservations into leases once Raft has the grants. It answers the stops that were asked for meanwhile. A lease
+// whose worker has said Hello since its seat was chosen loses its session: the worker takes nothing of an earlier one, and
+// no Hello would ever tell.
 func (f *Fleet) Open(leases []Lease) (stops []job.StopOrder) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for i := range leases {
 		l := leases[i]
 		r := f.unreserve(&l.Grant)
+		if w := f.workers[l.Worker]; w != nil && w.session != l.Session {
+			l.Session, leases[i].Session = "", ""
+		}
 		f.open(&l)
 		if r != nil && r.stop != job.NoReason {
 			f.leases[l.RunID].Stopping = r.stop

@@ -25,7 +25,7 @@ var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
 func NewHello(h *job.WorkerHello) *Hello {
 	return &Hello{
 		Name: h.Name, Boot: h.Boot, DataId: h.DataID, Version: h.Version, Labels: h.Labels, Slots: uint32(h.Slots),
-		Executors: h.Executors, Handlers: h.Handlers, Running: FenceNumbers(h.Running),
+		Executors: h.Executors, Handlers: h.Handlers, Running: FenceNumbers(h.Running), Number: h.Number,
 	}
 }
 
@@ -71,7 +71,7 @@ func (x *Hello) WorkerHello() (job.WorkerHello, error) {
 	}
 	h := job.WorkerHello{
 		Name: x.GetName(), Boot: x.GetBoot(), DataID: x.GetDataId(), Version: x.GetVersion(), Labels: x.GetLabels(), Slots: int(x.GetSlots()),
-		Executors: x.GetExecutors(), Handlers: x.GetHandlers(), Running: Fences(x.GetRunning()),
+		Executors: x.GetExecutors(), Handlers: x.GetHandlers(), Running: Fences(x.GetRunning()), Number: x.GetNumber(),
 	}
 	if x.GetLeaving() {
 		h.Slots = 0

@@ -285,7 +285,10 @@ type Hello struct {
 	Leaving bool `protobuf:"varint,10,opt,name=leaving,proto3" json:"leaving,omitempty"`
 	// Names the directory in which the worker keeps its results, and which it locks while it lives. Of two workers with
 	// one name the second is refused, unless it has the same directory: then the first must have gone.
-	DataId        string `protobuf:"bytes,11,opt,name=data_id,json=dataId,proto3" json:"data_id,omitempty"`
+	DataId string `protobuf:"bytes,11,opt,name=data_id,json=dataId,proto3" json:"data_id,omitempty"`
+	// Grows with each Hello of one life of the worker, over all its streams. Hellos of two streams may overtake each other
+	// on their way to the leader, which takes none that is older than one it has taken. 0 is in no order.
+	Number        uint64 `protobuf:"varint,12,opt,name=number,proto3" json:"number,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -395,6 +398,13 @@ func (x *Hello) GetDataId() string {
 		return x.DataId
 	}
 	return ""
+}
+
+func (x *Hello) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
 }
 
 // Heartbeat renews the leases.
@@ -1385,7 +1395,7 @@ const file_worker_workerpb_worker_proto_rawDesc = "" +
 	"\theartbeat\x18\x02 \x01(\v2\x1b.muster.worker.v1.HeartbeatR\theartbeat\x123\n" +
 	"\astarted\x18\x03 \x03(\v2\x19.muster.worker.v1.StartedR\astarted\x120\n" +
 	"\x06output\x18\x04 \x03(\v2\x18.muster.worker.v1.OutputR\x06output\x122\n" +
-	"\aresults\x18\x05 \x03(\v2\x18.muster.worker.v1.ResultR\aresults\"\xf6\x02\n" +
+	"\aresults\x18\x05 \x03(\v2\x18.muster.worker.v1.ResultR\aresults\"\x8e\x03\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04boot\x18\x02 \x01(\tR\x04boot\x12\x18\n" +
@@ -1398,7 +1408,8 @@ const file_worker_workerpb_worker_proto_rawDesc = "" +
 	"\x06resync\x18\t \x01(\x04R\x06resync\x12\x18\n" +
 	"\aleaving\x18\n" +
 	" \x01(\bR\aleaving\x12\x17\n" +
-	"\adata_id\x18\v \x01(\tR\x06dataId\x1a9\n" +
+	"\adata_id\x18\v \x01(\tR\x06dataId\x12\x16\n" +
+	"\x06number\x18\f \x01(\x04R\x06number\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"7\n" +
