@@ -285,7 +285,15 @@ func TestWorkers(t *testing.T) {
 		if err := g.Worker(r, job.WorkerHello{Name: "w1"}); job.CodeOf(err) != x.attach {
 			t.Errorf("%+v attaches: %v", x, err)
 		}
-		var err error
+		// Before it has said as whom it is let in as far as that, by a worker's certificate of any name.
+		leave, err := g.Admit(r)
+		if want := x.attach == "" || x.attach == job.Forbidden; (err == nil) != want || !want && job.CodeOf(err) != x.attach {
+			t.Errorf("%+v is let in: %v", x, err)
+		}
+		if leave != nil {
+			leave()
+		}
+		err = nil
 		g.Handler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { err = g.MayJoin(r.Context(), "w1") })).ServeHTTP(nil, r)
 		if job.CodeOf(err) != x.join {
 			t.Errorf("%+v joins: %v", x, err)
@@ -293,6 +301,46 @@ func TestWorkers(t *testing.T) {
 	}
 	if err := g.MayJoin(t.Context(), "w1"); job.CodeOf(err) != job.Internal {
 		t.Errorf("a join that came past the guard: %v", err)
+	}
+}
+
+// One worker cannot take the streams of all the others.
+func TestAWorkerHasFewStreams(t *testing.T) {
+	t.Parallel()
+	g := New(Config{Credentials: people{}, Identify: func(s *tls.ConnectionState) (pki.Identity, bool) {
+		return pki.Identity{Role: pki.RoleWorker, Name: s.ServerName}, true
+	}})
+	admit := func(name string) (func(), error) {
+		r := httptest.NewRequest("POST", "/", nil)
+		r.TLS = &tls.ConnectionState{ServerName: name}
+		return g.Admit(r)
+	}
+	var leave []func()
+	for range maxStreams {
+		l, err := admit("w1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		leave = append(leave, l)
+	}
+	if _, err := admit("w1"); job.CodeOf(err) != job.Exhausted {
+		t.Errorf("one more: %v", err)
+	}
+	if l, err := admit("w2"); err != nil {
+		t.Errorf("another worker: %v", err)
+	} else {
+		l()
+	}
+	leave[0]()
+	l, err := admit("w1")
+	if err != nil {
+		t.Fatalf("after one has ended: %v", err)
+	}
+	for _, l := range append(leave[1:], l) {
+		l()
+	}
+	if len(g.streams) != 0 {
+		t.Errorf("it still counts %v", g.streams)
 	}
 }
 

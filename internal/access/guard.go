@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/musterhq/muster/api"
@@ -31,14 +32,18 @@ type Config struct {
 
 // Guard finds out who calls and asks Decide. It remembers nothing: a credential that is revoked has ended with the next
 // request, and with the next question that a stream asks.
-type Guard struct{ Config }
+type Guard struct {
+	Config
+	mu      sync.Mutex
+	streams map[string]int // by worker
+}
 
 // New makes a guard.
 func New(c Config) *Guard {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	return &Guard{c}
+	return &Guard{Config: c, streams: map[string]int{}}
 }
 
 // Authorize is for api.Config.
@@ -53,12 +58,45 @@ func (g *Guard) Authorize(r *http.Request, op api.Operation) error {
 	return Decide(who, op)
 }
 
+// maxStreams is how many streams one worker may have on a node. It needs one; the others are those that it lost without the
+// node knowing yet.
+const maxStreams = 16
+
+// Admit is for gateway.Config: who has no worker's certificate gets no stream, and who has one gets few.
+func (g *Guard) Admit(r *http.Request) (leave func(), err error) {
+	who, err := g.worker(r)
+	if err != nil {
+		return nil, err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.streams[who.Name] >= maxStreams {
+		return nil, job.Errorf(job.Exhausted, "streams", "the worker %s has %d streams to this node already", who.Name, maxStreams)
+	}
+	g.streams[who.Name]++
+	return func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.streams[who.Name]--; g.streams[who.Name] == 0 {
+			delete(g.streams, who.Name)
+		}
+	}, nil
+}
+
+func (g *Guard) worker(r *http.Request) (pki.Identity, error) {
+	who, ok := g.certificate(r)
+	if !ok || who.Role != pki.RoleWorker {
+		return who, job.Errorf(job.Unauthenticated, "no_certificate", "a worker attaches with its certificate, and this connection has none that is good; join first")
+	}
+	return who, nil
+}
+
 // Worker is for gateway.Config: a stream belongs to the worker whose certificate its connection has.
 func (g *Guard) Worker(r *http.Request, h job.WorkerHello) error {
-	who, ok := g.certificate(r)
+	who, err := g.worker(r)
 	switch {
-	case !ok || who.Role != pki.RoleWorker:
-		return job.Errorf(job.Unauthenticated, "no_certificate", "a worker attaches with its certificate, and this connection has none that is good; join first")
+	case err != nil:
+		return err
 	case who.Name != h.Name:
 		return job.Errorf(job.Forbidden, "worker_name", "the certificate is for the worker %s, not for %s", who.Name, h.Name)
 	}

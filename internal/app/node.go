@@ -185,7 +185,7 @@ func (n *node) raftConfig() cluster.Config {
 func (n *node) openGateway() (err error) {
 	c := gateway.Config{Node: n.Name, Logger: n.Logger, Output: n.output, Holds: n.holds, Registerer: n.registry}
 	if n.guard != nil {
-		c.Authorize = n.guard.Worker
+		c.Admit, c.Authorize = n.guard.Admit, n.guard.Worker
 	}
 	if n.gateway, err = gateway.New(c, nil); err != nil || n.port == nil {
 		return err

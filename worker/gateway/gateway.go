@@ -58,6 +58,10 @@ type Config struct {
 	// comes from anybody else is dropped. What was handed to the worker on its stream here counts in any case. Nil: all
 	// output is kept, which is for tests.
 	Holds func(worker string, run job.RunID, fence job.Fence) bool
+	// Admit decides, before anything is read of a stream, whether its caller may have one at all; the error's message is
+	// shown to it. What it returns is called when the stream has ended. Without it a stranger's silence takes the place of a
+	// worker, and his longest message its memory. Nil: everybody may.
+	Admit func(r *http.Request) (leave func(), err error)
 	// Authorize decides whether the caller may speak as this worker; the error's message is shown to it. It is asked at
 	// every Hello and every heartbeat, so that a credential that was revoked or ran out ends its stream; it must be
 	// quick. Nil: everybody may, which is for loopback only.
@@ -168,7 +172,25 @@ func (s service) Attach(ctx context.Context, rpc *connect.BidiStream[workerpb.Wo
 	if !ok {
 		return connect.NewError(connect.CodeInternal, errors.New("served without Gateway.Handler"))
 	}
+	if admit := s.gateway.config.Admit; admit != nil {
+		leave, err := admit(c.Request)
+		if err != nil {
+			return s.gateway.turnAway(rpc, c, err)
+		}
+		defer leave()
+	}
 	return s.gateway.serve(ctx, rpc, c)
+}
+
+// turnAway tells a caller that gets no stream why, in the words of the protocol, and does not wait for it to read them.
+func (g *Gateway) turnAway(rpc *connect.BidiStream[workerpb.WorkerMessage, workerpb.NodeMessage], c *call.Call, err error) error {
+	g.metrics.turnedAway.Inc()
+	e := job.AsError(err)
+	g.config.Logger.Debug("worker stream refused", "remote", c.Request.RemoteAddr, "code", e.Code, "err", e)
+	cut := time.AfterFunc(time.Second, c.Abort)
+	defer cut.Stop()
+	_ = rpc.Send(&workerpb.NodeMessage{Welcome: &workerpb.Welcome{Status: workerpb.Welcome_STATUS_REFUSED, Code: string(e.Code), Message: e.Message}})
+	return connect.NewError(connect.CodePermissionDenied, errors.New(e.Message))
 }
 
 // current answers who leads, and under which count of SetLeader.

@@ -6,6 +6,7 @@ import "github.com/prometheus/client_golang/prometheus"
 type metrics struct {
 	streams       prometheus.Gauge
 	refused       prometheus.Counter
+	turnedAway    prometheus.Counter
 	assigned      prometheus.Counter
 	undeliverable prometheus.Counter
 	results       prometheus.Counter
@@ -25,6 +26,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "muster", Subsystem: "gateway", Name: "streams",
 			Help: "Worker streams that end on this node."}),
 		refused:       counter("streams_refused_total", "Worker streams refused because the node has its maximum."),
+		turnedAway:    counter("streams_turned_away_total", "Worker streams refused before anything was read: their callers may have none, or no more."),
 		assigned:      counter("assigned_total", "Assignments handed to a worker's stream."),
 		undeliverable: counter("undeliverable_total", "Assignments that were not written: the session was gone, or busy for too long."),
 		results:       counter("results_total", "Results handed to the leader."),
@@ -36,7 +38,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		moved:         counter("moved_total", "Workers sent to other nodes because this one has more than its share."),
 	}
 	if r != nil {
-		r.MustRegister(m.streams, m.refused, m.assigned, m.undeliverable, m.results, m.dropped, m.malformed, m.outputBytes, m.outputErrors, m.outputForeign, m.moved)
+		r.MustRegister(m.streams, m.refused, m.turnedAway, m.assigned, m.undeliverable, m.results, m.dropped, m.malformed, m.outputBytes, m.outputErrors, m.outputForeign, m.moved)
 	}
 	return m
 }
