@@ -27,7 +27,6 @@ const (
 
 const (
 	handshakeTimeout = 5 * time.Second // until a stranger has said what it wants
-	maxHandshakes    = 256             // at once; more than all nodes ever need
 	peerDialTimeout  = 2 * time.Second // nodes are near each other; what takes longer is tried again
 )
 
@@ -64,7 +63,6 @@ type Port struct {
 	link      *http.Client // of what is always open
 	server    *http.Server
 	web       *connQueue
-	shaking   chan struct{} // one is taken by each connection that has not said what it wants
 	refused   *prometheus.CounterVec
 	unmetric  func()
 
@@ -77,6 +75,7 @@ type Port struct {
 	mu       sync.Mutex
 	shut     bool
 	open     map[*portConn]struct{}
+	shaking  []*portConn // those that have not said what they want, the oldest first
 	handlers map[string]http.Handler
 	layer    *raftLayer
 }
@@ -97,8 +96,7 @@ func OpenPort(cfg PortConfig) (*Port, error) {
 	}
 	p := &Port{
 		cfg: cfg, advertise: cfg.Listener.Addr(), log: cfg.Logger.With("component", "port"),
-		web: newConnQueue(cfg.Listener.Addr()), shaking: make(chan struct{}, maxHandshakes),
-		closed: make(chan struct{}), open: map[*portConn]struct{}{}, handlers: map[string]http.Handler{},
+		web: newConnQueue(cfg.Listener.Addr()), closed: make(chan struct{}), open: map[*portConn]struct{}{}, handlers: map[string]http.Handler{},
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "muster_port_refused_total", Help: "Connections of nodes that were refused, by reason."}, []string{"reason"}),
 	}
@@ -268,18 +266,13 @@ func (p *Port) accept() {
 			continue
 		}
 		pause = 0
-		select {
-		case p.shaking <- struct{}{}:
-		default:
-			p.refuse(c, "too_many", nil)
-			continue
+		k, err := p.keep(c)
+		if err != nil {
+			return // the port closes
 		}
+		p.begin(k.(*portConn))
 		p.workers.Go(func() {
-			k, err := p.keep(c)
-			if err == nil {
-				err = p.welcome(k)
-			}
-			if err != nil {
+			if err := p.welcome(k.(*portConn)); err != nil {
 				p.log.Debug("connection ended early", "remote", c.RemoteAddr(), "err", err)
 			}
 		})
@@ -292,11 +285,12 @@ func (p *Port) refuse(c net.Conn, reason string, err error) {
 	_ = c.Close()
 }
 
-// welcome finds out what a connection is for. It gives its place among those that shake hands back.
-func (p *Port) welcome(raw net.Conn) error {
+// welcome finds out what a connection is for.
+func (p *Port) welcome(raw *portConn) error {
 	raft, c, err := p.shakeHands(raw)
-	<-p.shaking
 	switch {
+	case !p.begun(raw):
+		return errors.New("others came, and it had said nothing") // it was refused
 	case err != nil:
 		p.refuse(raw, "handshake", err)
 		return nil
