@@ -3,6 +3,7 @@ package cluster
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -57,8 +58,12 @@ func (c *cell) forget(now time.Time) {
 	}
 }
 
-// hardCap bounds a cell whatever joins: beyond it memberlist's own traffic suffers.
-const hardCap = 2500
+// hardCap bounds the workers of a cell whatever joins: beyond it memberlist's own traffic suffers. maxRemembered bounds all
+// that is remembered of a cell: whoever has its key can call himself a node, or come and go under ever new names.
+const (
+	hardCap       = 2500
+	maxRemembered = 2 * hardCap
+)
 
 var errRefused = errors.New("not a member of this cell")
 
@@ -74,7 +79,13 @@ func (c *cell) NotifyAlive(n *memberlist.Node) error {
 	}
 	c.gossip.mu.Lock()
 	defer c.gossip.mu.Unlock()
-	if _, known := c.members[n.Name]; !known && !m.Node && c.alive() >= hardCap {
+	if _, known := c.members[n.Name]; known {
+		return nil
+	}
+	if len(c.members) >= maxRemembered {
+		maps.DeleteFunc(c.members, func(_ string, m *Member) bool { return m.State != MemberAlive })
+	}
+	if len(c.members) >= maxRemembered || !m.Node && c.alive() >= hardCap {
 		return errRefused
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/hashicorp/go-hclog"
+	"golang.org/x/time/rate"
 )
 
 // raftLogger lets Raft speak through slog. Raft calls state changes warnings and retried work errors: what it says as
@@ -111,7 +112,11 @@ func (l *raftLogger) StandardWriter(*hclog.StandardLoggerOptions) io.Writer {
 
 // lineLogger takes the lines of libraries that log through the standard library's logger ("[WARN] memberlist: ...").
 // One of a gossip library's errors is one lost packet: everything above debug is at most a Warn.
-type lineLogger struct{ log *slog.Logger }
+type lineLogger struct {
+	log *slog.Logger
+	// limit bounds what is a Warn, where strangers can cause it; the rest is a Debug. Nil: no bound.
+	limit *rate.Limiter
+}
 
 func (w *lineLogger) Write(b []byte) (int, error) {
 	level := slog.LevelDebug
@@ -124,6 +129,9 @@ func (w *lineLogger) Write(b []byte) (int, error) {
 				level = slog.LevelWarn
 			}
 		}
+	}
+	if level == slog.LevelWarn && w.limit != nil && !w.limit.Allow() {
+		level = slog.LevelDebug
 	}
 	if ctx := context.Background(); w.log.Enabled(ctx, level) {
 		w.log.LogAttrs(ctx, level, "library says", slog.String("text", string(line)))

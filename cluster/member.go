@@ -3,6 +3,7 @@ package cluster
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/hashicorp/memberlist"
 	"github.com/musterhq/muster/job"
+	"golang.org/x/time/rate"
 )
 
 // CellConfig is how a worker joins its cell: what the node's Placement said, and who it is.
@@ -133,18 +135,26 @@ func join(ctx context.Context, o memberOptions) (*memberlist.Memberlist, error) 
 	c.TCPTimeout = 5 * time.Second
 	c.Delegate = &delegate{memberMeta(o.node, o.version), o.hear}
 	c.Events, c.Alive = o.events, o.alive
-	c.Logger = log.New(&lineLogger{log: o.log}, "", 0)
+	c.Logger = log.New(&lineLogger{log: o.log, limit: rate.NewLimiter(gossipLinesPerSecond, gossipLines)}, "", 0)
 	var err error
 	if c.BindAddr, err = resolve(ctx, o.host); err != nil {
 		return nil, err
 	}
-	c.BindPort, c.AdvertisePort = o.port, o.port
 	if o.advertise != "" {
 		if c.AdvertiseAddr, err = resolve(ctx, o.advertise); err != nil {
 			return nil, err
 		}
 	}
-	return memberlist.Create(c)
+	t, port, err := newGossipTransport(c.BindAddr, o.port, c.Logger)
+	if err != nil {
+		return nil, err
+	}
+	c.Transport, c.BindPort, c.AdvertisePort = t, port, port
+	list, err := memberlist.Create(c)
+	if err != nil {
+		return nil, errors.Join(err, t.Shutdown())
+	}
+	return list, nil
 }
 
 // joinSeeds joins through any of the seeds.
