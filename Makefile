@@ -20,7 +20,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 VCS = $(if $(shell git rev-parse HEAD 2>/dev/null),auto,false)
 
 .DEFAULT_GOAL := help
-.PHONY: help build run cluster deps test race chaos lint bench gobench generate clean
+.PHONY: help build run cluster deps test race chaos sim lint bench gobench generate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ race: ## Run all tests under the race detector; needs a C compiler
 
 chaos: ## Kill, pause, cut off and damage real clusters under load, for an hour, and judge what is left; TRIAL=NAME picks one
 	$(GO) test ./internal/systemtest -run '$(TRIAL)' -count 1 -v -timeout 3h -chaos -kills $(KILLS)
+
+sim: ## Simulate clusters from SEEDS seeds, for MINUTES minutes, or SEED=N once more
+	$(GO) test ./internal/sim -run '^TestSim$$' -count 1 -v -timeout 0 -args $(if $(SEED),-sim.seed $(SEED)) $(if $(SEEDS),-sim.seeds $(SEEDS)) $(if $(MINUTES),-sim.minutes $(MINUTES))
 
 lint: ## Check format, vet and staticcheck (settings: staticcheck.conf)
 	@unformatted=$$(gofmt -l .); \

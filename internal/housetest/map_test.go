@@ -29,7 +29,7 @@ var arrows = map[string][]string{
 	"internal/app":         {everyone},
 	"internal/pki":         {"job"},
 	"internal/access":      {"job", "api", "internal/pki"},
-	"internal/sim":         {"job", "job/timetable", "fsm", "scheduler", "storage"},
+	"internal/sim":         {"job", "job/timetable", "fsm", "scheduler", "storage", "storage/replicated", "cluster", "internal/checker"},
 	"internal/checker":     {"job", "job/timetable"},
 	"internal/load":        {"job", "client", "worker"},
 	"internal/clustertest": {everyone},
@@ -45,7 +45,7 @@ var testOnly = []string{"internal/access/accesstest", "internal/clustertest", "i
 // drivers is which packages may know a library that talks to the outside or decides how we do: one driver, one package.
 // Where there are two, the first uses it and the second shares its types or its protocol.
 var drivers = map[string][]string{
-	"github.com/hashicorp/raft":        {"cluster", "fsm"},
+	"github.com/hashicorp/raft":        {"cluster", "fsm", "internal/sim"},
 	"github.com/hashicorp/raft-boltdb": {"cluster"},
 	"go.etcd.io/bbolt":                 {"cluster"},
 	"github.com/hashicorp/memberlist":  {"cluster"},

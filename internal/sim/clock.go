@@ -76,6 +76,7 @@ func (n *node) probe() {
 		m := middle(shown)
 		n.follow(m)
 		n.reached = true
+		n.flush()
 		if (n.ahead - m).Abs() <= 2*time.Second {
 			n.off = 0
 		} else if n.off++; n.off >= 2 && n.transferLeadership() {

@@ -293,6 +293,9 @@ func (m modelledPace) Take(token chan struct{}) {
 	}
 }
 
+// maxSteps is twenty times what a run takes.
+const maxSteps = 2_000_000
+
 // run lets events happen until a moment.
 func (s *Sim) run(until time.Duration) {
 	for len(s.events) > 0 && s.events[0].at <= until && !s.stopped() {
@@ -300,7 +303,9 @@ func (s *Sim) run(until time.Duration) {
 		s.now = e.at
 		e.f()
 		s.poll()
-		s.steps++
+		if s.steps++; s.steps == maxSteps {
+			s.broken("after %d steps it is not done: something goes round in circles", maxSteps)
+		}
 	}
 	s.now = max(s.now, until)
 }

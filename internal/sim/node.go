@@ -135,10 +135,11 @@ func (n *node) append(p *proposal) {
 	n.sim.at(&n.host, n.sim.upTo(50*time.Microsecond), n.flush)
 }
 
-// flush puts what waits into one entry, once the disk is free.
+// flush puts what waits into one entry, once the disk is free. A node that knows only its own clock must not date entries:
+// the state's time would follow it, and never come back (L8).
 func (n *node) flush() {
 	r := &n.raft
-	if len(n.waiting) == 0 || r.syncing || r.role != leader {
+	if len(n.waiting) == 0 || r.syncing || r.role != leader || !n.followed {
 		return
 	}
 	batch := n.waiting

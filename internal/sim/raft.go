@@ -256,7 +256,11 @@ func (n *node) sync() {
 		return
 	}
 	r.syncing = true
-	s.at(&n.host, n.disk+s.upTo(2*time.Millisecond), func() {
+	d := n.disk + s.upTo(2*time.Millisecond)
+	if s.options.plant.AckBeforeSync && r.role != leader {
+		d += 3 * time.Second
+	}
+	s.at(&n.host, d, func() {
 		r.syncing = false
 		through, term := r.last(), r.term
 		// What came while the disk was busy waits for the next write; here it is taken along, as a group.
@@ -404,6 +408,9 @@ func (n *node) refusedAppend(from int, term, hint uint64) {
 		return
 	}
 	r.answered[from] = n.sim.now
+	if hint < r.match[from] {
+		return // overtaken by a later answer
+	}
 	r.next[from] = max(r.match[from]+1, min(r.next[from], hint+1))
 	n.replicate(from)
 }

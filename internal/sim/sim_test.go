@@ -40,6 +40,9 @@ func TestSim(t *testing.T) {
 		t.Logf("seed %d, trace %016x, %s simulated in %d steps", r.Seed, r.Trace, r.Virtual, r.Steps)
 		return
 	}
+	if *seeds <= 0 {
+		*seeds = 150
+	}
 	begin, total, virtual, failed, tried := time.Now(), map[string]int{}, time.Duration(0), 0, 0
 	first := uint64(1)
 	if *minutes > 0 {
