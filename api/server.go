@@ -1,6 +1,7 @@
 package api
 
 import (
+	"container/list"
 	"crypto/tls"
 	"log/slog"
 	"net"
@@ -21,6 +22,9 @@ type ServerConfig struct {
 	ReadHeaderTimeout time.Duration
 	// IdleTimeout is how long a connection may stay open between requests; 0 means 2 min.
 	IdleTimeout time.Duration
+	// MaxConnections is how many may be open; beyond it the one goes that has been quiet for the longest. 0 means 20,000,
+	// which is more than a node has workers.
+	MaxConnections int
 }
 
 // Server makes the server, with a limit on everything a slow or hostile caller could hold. There is no ReadTimeout and no
@@ -28,7 +32,9 @@ type ServerConfig struct {
 func Server(c ServerConfig) *http.Server {
 	orElse(&c.ReadHeaderTimeout, 10*time.Second)
 	orElse(&c.IdleTimeout, 2*time.Minute)
+	orElse(&c.MaxConnections, 20_000)
 	orElse(&c.Logger, slog.Default())
+	open := &connections{max: c.MaxConnections, all: map[net.Conn]*list.Element{}}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
@@ -40,6 +46,7 @@ func Server(c ServerConfig) *http.Server {
 		IdleTimeout:       c.IdleTimeout,
 		MaxHeaderBytes:    32 << 10,
 		Protocols:         protocols,
+		ConnState:         open.note,
 		ErrorLog:          slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams:          250,

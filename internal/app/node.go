@@ -218,7 +218,7 @@ func (n *node) openAPI() error {
 	path, workers := n.gateway.Handler()
 	mux.Handle(path, workers)
 	mux.Handle("/", api.Once(n.started.Load, n.api))
-	c := api.ServerConfig{Logger: n.Logger}
+	c := api.ServerConfig{Logger: n.Logger, MaxConnections: maxConnections()}
 	switch {
 	case n.LocalOnly:
 		c.Handler = api.LocalOnly(mux)
