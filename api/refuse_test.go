@@ -498,3 +498,22 @@ func TestNoForeignPages(t *testing.T) {
 		t.Error("a page wrote")
 	}
 }
+
+// A page that gives its own name a node's address is of the node's origin, but under a name that the node does not have.
+func TestKnownHosts(t *testing.T) {
+	b := newBench(t)
+	h := KnownHosts([]string{"N1.example.com", "lb.example.com."}, NoForeignPages(b.api))
+	for host, status := range map[string]int{
+		"10.0.0.1:8080": 200, "[fd00::1]:8080": 200, "127.0.0.1": 200, "localhost:8080": 200, "n1:8080": 200, "n1.example.com:8080": 200,
+		"n1.example.com.:8080": 200, "lb.example.com": 200, "evil.example:8080": 403, "evil.example.": 403, "n1.example.com.evil.example": 403,
+		"10.0.0.1.evil.example": 403, "10.0.0.1.": 200,
+	} {
+		r := httptest.NewRequest("GET", "/v1/jobs", nil)
+		r.Host = host
+		r.Header.Set("Origin", "http://"+host)
+		w := httptest.NewRecorder()
+		if h.ServeHTTP(w, r); w.Code != status {
+			t.Errorf("%s: %d", host, w.Code)
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -72,6 +73,30 @@ func LocalOnly(next http.Handler) http.Handler {
 	})
 }
 
+// KnownHosts refuses requests under a name that is not one of the node's own, for an API that asks for no credential: a web
+// page can give its own name the node's address (DNS rebinding) and is of the node's origin then, but under that name. Nobody
+// can do so with an address, nor with a name that has no dot and so is nobody's domain.
+func KnownHosts(names []string, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := hostOf(r.Host)
+		_, err := netip.ParseAddr(host)
+		if err != nil && strings.Contains(host, ".") && !slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(strings.TrimSuffix(n, "."), host) }) {
+			refuse(w, r, job.Errorf(job.Forbidden, "host_unknown", "this node without certificates answers by its address and the names in its --advertise and --join only"))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// hostOf is the host of a Host header.
+func hostOf(hostport string) string {
+	host := hostport
+	if h, _, err := net.SplitHostPort(hostport); err == nil {
+		host = h
+	}
+	return strings.TrimSuffix(strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"), ".")
+}
+
 // NoForeignPages refuses requests that a browser makes for a page of another origin. It is for an API that asks for no
 // credential: where one is needed, a page has none to send.
 func NoForeignPages(next http.Handler) http.Handler {
@@ -104,12 +129,8 @@ func foreignPage(r *http.Request) bool {
 }
 
 func loopbackHost(hostport string) bool {
-	host := hostport
-	if h, _, err := net.SplitHostPort(hostport); err == nil {
-		host = h
-	}
-	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
-	if strings.EqualFold(strings.TrimSuffix(host, "."), "localhost") {
+	host := hostOf(hostport)
+	if strings.EqualFold(host, "localhost") {
 		return true
 	}
 	ip, err := netip.ParseAddr(host)

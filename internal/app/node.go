@@ -225,7 +225,7 @@ func (n *node) openAPI() error {
 	case n.guard != nil:
 		c.Handler, c.TLS = n.guard.Handler(mux), n.identity.APIServer()
 	default:
-		c.Handler = api.NoForeignPages(mux) // a web page must not be able to run jobs even here
+		c.Handler = api.KnownHosts(n.names(), api.NoForeignPages(mux)) // a web page must not be able to run jobs even here
 	}
 	n.server = api.Server(c)
 	return nil

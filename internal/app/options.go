@@ -130,6 +130,17 @@ func (o *Options) validateServer(host string) error {
 	return nil
 }
 
+// names are the hosts under which this node may be called.
+func (o *Options) names() []string {
+	all := []string{o.Advertise}
+	for _, a := range append([]string{o.HTTP}, o.Join...) {
+		if host, _, err := net.SplitHostPort(a); err == nil {
+			all = append(all, host)
+		}
+	}
+	return all
+}
+
 // hostOf answers an address's host.
 func hostOf(field, address string) (string, error) {
 	host, port, err := net.SplitHostPort(address)
