@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"strings"
 	"testing"
 	"time"
 )
@@ -97,5 +98,33 @@ func TestStrangersDoNotUseUpTheConnections(t *testing.T) {
 				t.Errorf("the stream ended with %q, %v", rest, err)
 			}
 		})
+	}
+}
+
+// Whoever announces a body and sends none is answered, though nobody reads it, and lets go of.
+func TestABodyThatNobodyReadsIsNotWaitedFor(t *testing.T) {
+	long := make([]byte, 8<<10) // more than the server keeps back
+	for _, answer := range [][]byte{[]byte("no"), long} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := Server(ServerConfig{Logger: slog.New(slog.DiscardHandler), BodyTimeout: 100 * time.Millisecond,
+			Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(401); _, _ = w.Write(answer) })})
+		go s.Serve(l)
+		defer s.Close()
+		for _, head := range []string{"Content-Length: 100", "Transfer-Encoding: chunked"} {
+			c, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			fmt.Fprintf(c, "POST /v1/runs HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n", head)
+			_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+			b, err := io.ReadAll(c)
+			if err != nil || !strings.HasPrefix(string(b), "HTTP/1.1 401") {
+				t.Errorf("%s: %.20q, %v", head, b, err)
+			}
+		}
 	}
 }

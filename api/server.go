@@ -23,6 +23,8 @@ type ServerConfig struct {
 	ReadHeaderTimeout time.Duration
 	// IdleTimeout is how long a connection may stay open between requests; 0 means 2 min.
 	IdleTimeout time.Duration
+	// BodyTimeout is how long the body of a request may take that nobody reads; 0 means 30 s.
+	BodyTimeout time.Duration
 	// MaxConnections is how many may be open; beyond it the one goes that has been quiet for the longest. 0 means 20,000,
 	// which is more than a node has workers.
 	MaxConnections int
@@ -33,6 +35,7 @@ type ServerConfig struct {
 func Server(c ServerConfig) *http.Server {
 	orElse(&c.ReadHeaderTimeout, 10*time.Second)
 	orElse(&c.IdleTimeout, 2*time.Minute)
+	orElse(&c.BodyTimeout, 30*time.Second)
 	orElse(&c.MaxConnections, 20_000)
 	orElse(&c.Logger, slog.Default())
 	open := &connections{max: c.MaxConnections, all: map[net.Conn]*list.Element{}}
@@ -41,7 +44,7 @@ func Server(c ServerConfig) *http.Server {
 	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(true)
 	return &http.Server{
-		Handler:           c.Handler,
+		Handler:           unread(c.BodyTimeout, c.Handler),
 		TLSConfig:         c.TLS,
 		ReadHeaderTimeout: c.ReadHeaderTimeout,
 		IdleTimeout:       c.IdleTimeout,
@@ -57,6 +60,18 @@ func Server(c ServerConfig) *http.Server {
 			WriteByteTimeout:              30 * time.Second,
 		},
 	}
+}
+
+// unread bounds how long the server waits for a body that its handler does not read: over HTTP/1 it takes in the rest before it
+// answers, and whoever announces a body, is refused and sends none would have a connection for ever. A handler that reads
+// sets deadlines of its own.
+func unread(timeout time.Duration, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 {
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(timeout))
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // LocalOnly keeps web pages away from an API that asks for no credential. A page elsewhere can make a browser send
