@@ -17,7 +17,6 @@ type clients struct {
 	over     bool
 	jobs     []*simJob
 	accepted []job.RunID
-	sequence int
 	specs    []*job.Document
 	texts    []json.RawMessage
 	busy     int // requests without an answer
@@ -248,6 +247,9 @@ func (c *clients) read(id job.RunID) {
 	s := c.sim
 	var answer *job.Run
 	c.request("read", 0, func(ctx context.Context, n *node) (err error) {
+		if n.raft.applied < n.floor {
+			return notLeader() // it has just started and does not know all that it had told
+		}
 		answer, err = n.store.Run(ctx, id)
 		return err
 	}, func(n *node, asked time.Duration, err error) {

@@ -64,15 +64,6 @@ func (f *faults) heal(s *Sim) {
 	f.healing = nil
 }
 
-func (f *faults) isGone(n *node) bool {
-	for _, g := range f.gone {
-		if g == n {
-			return true
-		}
-	}
-	return false
-}
-
 // kinds of faults, and how often each.
 var kinds = []struct {
 	name   string
@@ -144,7 +135,9 @@ var kinds = []struct {
 	{"slow disk", 2, func(f *faults, s *Sim) {
 		n := s.anyNode()
 		n.disk = 20*time.Millisecond + s.upTo(3*time.Second)
-		f.undo(s, s.upTo(15*time.Second), func() { n.disk = 2 * time.Millisecond })
+		d := s.upTo(15 * time.Second)
+		f.disturbed(s, d+10*time.Second)
+		f.undo(s, d, func() { n.disk = 2 * time.Millisecond })
 	}},
 	{"replica lags", 2, func(f *faults, s *Sim) {
 		n := s.anyNode()
@@ -153,11 +146,15 @@ var kinds = []struct {
 	}},
 	{"packets are lost", 2, func(f *faults, s *Sim) {
 		s.net.loss = 0.3 * s.rand.Float64()
-		f.undo(s, s.upTo(20*time.Second), func() { s.net.loss = 0 })
+		d := s.upTo(20 * time.Second)
+		f.disturbed(s, d+10*time.Second)
+		f.undo(s, d, func() { s.net.loss = 0 })
 	}},
 	{"slow network", 2, func(f *faults, s *Sim) {
 		s.net.slow = s.upTo(400 * time.Millisecond)
-		f.undo(s, s.upTo(20*time.Second), func() { s.net.slow = 0 })
+		d := s.upTo(20 * time.Second)
+		f.disturbed(s, d+10*time.Second)
+		f.undo(s, d, func() { s.net.slow = 0 })
 	}},
 	{"answers are lost", 3, func(f *faults, s *Sim) {
 		f.unsure = 0.3 * s.rand.Float64()
@@ -299,9 +296,12 @@ func (f *faults) clock(s *Sim) {
 	f.crooked = n
 	n.ahead = []time.Duration{time.Hour, -time.Hour, 3 * time.Second, -3 * time.Second, 300 * time.Millisecond, -300 * time.Millisecond}[s.rand.IntN(6)]
 	f.undo(s, s.upTo(40*time.Second), func() {
-		if n.ahead = 0; f.crooked == n {
-			f.crooked = nil
-		}
+		n.ahead = 0
+		s.after(12*time.Second, func() { // by then nobody counts the wrong reading any more
+			if n.ahead == 0 && f.crooked == n {
+				f.crooked = nil
+			}
+		})
 	})
 }
 

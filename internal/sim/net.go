@@ -4,10 +4,9 @@ import "time"
 
 // network is who can send to whom. Hosts are numbered; a cut is one way.
 type network struct {
-	cuts  map[[2]int]int // how many faults cut it
-	slow  time.Duration  // more delay than usual
-	loss  float64        // of datagrams
-	lossy bool
+	cuts map[[2]int]int // how many faults cut it
+	slow time.Duration  // more delay than usual
+	loss float64        // share of datagrams
 }
 
 func (s *Sim) cut(from, to *host) bool { return s.net.cuts[[2]int{from.number, to.number}] > 0 }

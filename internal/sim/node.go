@@ -51,6 +51,7 @@ type node struct {
 	reign   *reign
 	main    *proc
 	watcher time.Duration // how slow it is to see that leadership changed
+	floor   uint64        // what it had applied when it died: before that it does not answer again
 }
 
 // proposal is one call on its way into the log.
@@ -383,6 +384,7 @@ func (g *reign) isOver(n *node) bool { return n.raft.generation != g.generation 
 // crash ends the process as kill -9 or the loss of power does.
 func (n *node) crash() {
 	n.sim.note("crash", n.name)
+	n.floor = max(n.floor, n.raft.applied)
 	n.gateway.closeAll()
 	n.hub.closeAll()
 	if g := n.reign; g != nil {

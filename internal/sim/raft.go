@@ -43,13 +43,13 @@ type snapshot struct {
 
 // raftLog is one node's part of Raft. What is on disk survives a crash: term, vote, the log up to synced, the snapshot.
 type raftLog struct {
-	term, voted uint64
-	vote        int // in that term; -1 nobody
-	snap        snapshot
-	log         []entry // those after snap.index, or from base on
-	base        uint64  // index before the first of log
-	baseTerm    uint64
-	synced      uint64
+	term     uint64
+	vote     int // in that term; -1 nobody
+	snap     snapshot
+	log      []entry // those after snap.index, or from base on
+	base     uint64  // index before the first of log
+	baseTerm uint64
+	synced   uint64
 
 	role       role
 	leader     int // -1: not known

@@ -122,10 +122,9 @@ type hashed struct {
 
 // started is an attempt that began.
 type started struct {
-	worker      *worker
-	attempt     *attempt
-	at, end     time.Duration // end 0: not yet
-	undisturbed bool
+	worker  *worker
+	attempt *attempt
+	at, end time.Duration // end 0: not yet
 }
 
 func itoa(n int) string { return strconv.Itoa(n) }
