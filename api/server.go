@@ -96,7 +96,7 @@ func KnownHosts(names []string, next http.Handler) http.Handler {
 		host := hostOf(r.Host)
 		_, err := netip.ParseAddr(host)
 		if err != nil && strings.Contains(host, ".") && !slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(strings.TrimSuffix(n, "."), host) }) {
-			refuse(w, r, job.Errorf(job.Forbidden, "host_unknown", "this node without certificates answers by its address and the names in its --advertise and --join only"))
+			refuse(w, r, job.Errorf(job.Forbidden, "host_unknown", "this node has no certificates and so answers by its address, and the names in its --advertise, --http and --join, only"))
 			return
 		}
 		next.ServeHTTP(w, r)
