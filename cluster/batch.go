@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,6 +19,7 @@ type batcher struct {
 	queue    []*proposal
 	commands int // queued
 	bytes    int // queued
+	gone     int // withdrawn, and still in the queue
 	closed   bool
 
 	wake      chan struct{}
@@ -103,12 +105,23 @@ func (b *batcher) withdraw(c *proposal) bool {
 		return c.state == withdrawn
 	}
 	b.drop(c)
+	b.tidy()
 	return true
+}
+
+// tidy takes what was withdrawn out of the queue, when that is most of it: nothing may leave it for hours, as when nobody
+// leads, while callers come and go. It needs b.mu.
+func (b *batcher) tidy() {
+	if b.gone > 64 && 2*b.gone > len(b.queue) {
+		b.queue = slices.DeleteFunc(b.queue, func(c *proposal) bool { return c.state == withdrawn })
+		b.gone = 0
+	}
 }
 
 // drop needs b.mu.
 func (b *batcher) drop(c *proposal) {
 	c.state = withdrawn
+	b.gone++
 	b.commands -= len(c.commands)
 	b.bytes -= c.size
 	c.commands = nil // its place may wait for long
@@ -122,6 +135,7 @@ func (b *batcher) take() (batch []*proposal, last bool) {
 	for _, c := range b.queue {
 		if c.state == withdrawn {
 			n++
+			b.gone--
 			continue
 		}
 		if len(batch) > 0 && (commands+len(c.commands) > b.cfg.MaxEntryCommands || bytes+c.size > b.cfg.MaxEntryBytes) {
@@ -170,6 +184,7 @@ func (b *batcher) expire(before time.Time, err error) (waiting bool) {
 			waiting = true
 		}
 	}
+	b.tidy()
 	return waiting
 }
 

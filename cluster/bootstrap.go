@@ -207,17 +207,30 @@ func (b *Bootstrapper) Run(ctx context.Context, n *Node) error {
 	}
 	said, heard := &teller{log: n.log}, memory{}
 	lonely := time.Now() // since when no leader is heard
+	cut := 0             // how many rounds in a row a leader said that this node is none of its own
 	for {
+		outside := false
 		switch {
 		case !n.member():
 			if err := b.round(ctx, n, join, timeout, said, heard); err != nil {
 				return err
 			}
+		case n.moved():
+			answers := b.ask(ctx, n.homes(b.Addresses), timeout)
+			outside = n.cutOut(answers)
+			b.move(ctx, n, join, answers, timeout, said)
 		case n.heard() && find(n.servers(), n.id) >= 0:
 			lonely = time.Now()
 		case time.Since(lonely) < lostAfter && find(n.servers(), n.id) >= 0:
 		// Its own configuration is no proof: one that joins, or is sent a snapshot, reads those of before it was added.
-		case n.cutOut(b.ask(ctx, n.homes(b.Addresses), timeout)):
+		default:
+			outside = n.cutOut(b.ask(ctx, n.homes(b.Addresses), timeout))
+		}
+		// Once is no proof: a leader that was held up, and led before this node was added, says it as well, for a moment.
+		if cut++; !outside {
+			cut = 0
+		}
+		if cut > 1 {
 			n.fail(errRemoved)
 		}
 		select {
@@ -229,6 +242,32 @@ func (b *Bootstrapper) Run(ctx context.Context, n *Node) error {
 		case <-n.failed:
 			return n.failure
 		}
+	}
+}
+
+// moved tells whether the others look for this node at an address that is no longer its own. A leader puts that right itself.
+func (n *Node) moved() bool {
+	servers := n.servers()
+	at := find(servers, n.id)
+	return at >= 0 && servers[at].Address != n.address && !n.Leading()
+}
+
+// move tells the leader of a cluster that this node belongs to where it is now. One that was removed is not among its
+// members, and does not come back this way.
+func (b *Bootstrapper) move(ctx context.Context, n *Node, join func(context.Context, string, job.Node) error, answers []*Greeting, timeout time.Duration, said *teller) {
+	id := cmp.Or(n.state.ClusterID(), n.cfg.ClusterID)
+	for _, g := range answers {
+		if g == nil || g.LeaderID != g.NodeID || g.NodeID == n.id || id != "" && g.ClusterID != id || !slices.Contains(g.Members, n.id) {
+			continue
+		}
+		asking, cancel := context.WithTimeout(ctx, 5*timeout)
+		if err := join(asking, g.LeaderRaft, n.self()); err == nil {
+			n.log.Info("told the leader the new address of this node", "leader", g.LeaderRaft, "address", n.address)
+		} else {
+			said.tell(slog.LevelWarn, "the leader cannot note the new address of this node yet: "+err.Error())
+		}
+		cancel()
+		return
 	}
 }
 

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -83,15 +84,19 @@ func (c *Clock) at() (origin int64, ok bool) {
 	return c.origin, c.followed
 }
 
-// medianClock is the middle one of what clocks show at one moment; of an even number the earlier of the two middle ones,
-// because ticks must not run ahead. ok is false if there are none.
-func medianClock(shown []int64) (median int64, ok bool) {
+// medianClock is the middle one of what clocks show at one moment. Of an even number anything between the two middle ones
+// is: it is what is believed already, or the nearest to that, so that the cluster's time does not go an hour back when one
+// node dies and the other of two is an hour late. Who believes nothing yet says noBelief and gets the earlier one, because
+// ticks must not run ahead. ok is false if there are none.
+func medianClock(shown []int64, believed int64) (median int64, ok bool) {
 	if len(shown) == 0 {
 		return 0, false
 	}
 	s := slices.Sorted(slices.Values(shown))
-	return s[(len(s)-1)/2], true
+	return min(max(believed, s[(len(s)-1)/2]), s[len(s)/2]), true
 }
+
+const noBelief = math.MinInt64
 
 // remoteClock is what the leader knows of another node's clock. It is zero before the first reading.
 type remoteClock struct {

@@ -9,24 +9,28 @@ import (
 
 func TestMedianClock(t *testing.T) {
 	for _, c := range []struct {
-		name  string
-		shown []int64
-		want  int64
+		name     string
+		shown    []int64
+		believed int64
+		want     int64
 	}{
-		{"one", []int64{7}, 7},
-		{"of two the earlier", []int64{9, 3}, 3},
-		{"of three the middle", []int64{1 << 60, 5, -4}, 5},
-		{"of four the earlier of the middle ones", []int64{40, 10, 30, 20}, 20},
-		{"of five", []int64{5, 1, 4, 2, 3}, 3},
-		{"equal ones", []int64{2, 2, 9}, 2},
+		{"one", []int64{7}, 9, 7},
+		{"of two the earlier", []int64{9, 3}, noBelief, 3},
+		{"of two what is believed", []int64{9, 3}, 8, 8},
+		{"of two the nearer to it, ahead", []int64{9, 3}, 100, 9},
+		{"of two the nearer to it, behind", []int64{9, 3}, 1, 3},
+		{"of three the middle", []int64{1 << 60, 5, -4}, 100, 5},
+		{"of four the earlier of the middle ones", []int64{40, 10, 30, 20}, noBelief, 20},
+		{"of five", []int64{5, 1, 4, 2, 3}, 5, 3},
+		{"equal ones", []int64{2, 2, 9}, 9, 2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if got, ok := medianClock(c.shown); !ok || got != c.want {
+			if got, ok := medianClock(c.shown, c.believed); !ok || got != c.want {
 				t.Errorf("%d %v, want %d", got, ok, c.want)
 			}
 		})
 	}
-	if _, ok := medianClock(nil); ok {
+	if _, ok := medianClock(nil, noBelief); ok {
 		t.Error("the median of nothing")
 	}
 }

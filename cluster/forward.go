@@ -91,6 +91,11 @@ func (f *forwarder) fill() {
 				}
 				break
 			}
+			if leader == "" && f.closing.Err() == nil { // they came just now, and wait as others do
+				f.putBack(batch)
+				<-f.slots
+				continue
+			}
 			f.calls.Go(func() {
 				defer func() { <-f.slots }()
 				f.send(batch, leader, address)

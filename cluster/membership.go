@@ -207,6 +207,9 @@ func (n *Node) join(ctx context.Context, node job.Node) error {
 	servers := n.servers()
 	id, address := raft.ServerID(node.ID), raft.ServerAddress(node.Raft)
 	at := find(servers, node.ID)
+	if kind, lacks := n.inUse(node.Reads); lacks && at < 0 {
+		return job.Errorf(job.Invalid, "too_old", "node %s runs a version of muster that is too old for this cluster: it does not know commands of kind %d; upgrade it first", node.Name, kind)
+	}
 	var commands []fsm.Command
 	for _, s := range servers {
 		if s.ID == id {
@@ -216,7 +219,8 @@ func (n *Node) join(ctx context.Context, node job.Node) error {
 		if s.Address != address && row.Name != node.Name {
 			continue
 		}
-		if at >= 0 || n.alive(string(s.ID)) {
+		// A leader that has just begun has heard nobody yet, so who looks dead is asked now.
+		if at >= 0 || n.alive(string(s.ID)) || n.reach(ctx, []raft.Server{s})[string(s.ID)] {
 			return job.Errorf(job.Conflict, "name_taken", "the name %s or the address %s belongs to another node, which is alive or was a moment ago: %s at %s",
 				node.Name, node.Raft, cmp.Or(row.Name, string(s.ID)), s.Address)
 		}
@@ -250,6 +254,17 @@ func (n *Node) join(ctx context.Context, node job.Node) error {
 	}
 	_, err := n.Propose(ctx, commands...)
 	return err
+}
+
+// inUse names a kind that this node writes, all nodes read, and one with these words about itself does not. The log may hold
+// such commands, which would stop it, and its row would keep everybody from writing more of them.
+func (n *Node) inUse(theirs map[uint16]uint8) (lacking fsm.Kind, lacks bool) {
+	for kind, version := range written {
+		if _, unread := n.state.Unreadable(kind, version); !unread && len(theirs) > 0 && theirs[uint16(kind)] < version {
+			return kind, true
+		}
+	}
+	return 0, false
 }
 
 // Remove makes a node, by name or id, no member any more; on the leader only. Without force it is refused (Conflict,
@@ -311,7 +326,6 @@ func (n *Node) change(ctx context.Context, begin func() raft.IndexFuture) error 
 	return classify(err)
 }
 
-// alive tells whether a server answered this leader lately.
 // reach asks the other servers whether they are there, and answers which are. Without a way to ask it says what was heard of
 // them lately.
 func (n *Node) reach(ctx context.Context, servers []raft.Server) map[string]bool {
@@ -326,6 +340,7 @@ func (n *Node) reach(ctx context.Context, servers []raft.Server) map[string]bool
 	return m
 }
 
+// alive tells whether a server answered this leader lately.
 func (n *Node) alive(id string) bool {
 	if id == n.id {
 		return true

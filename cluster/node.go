@@ -98,6 +98,9 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 			return nil, err
 		}
 		undo = append(undo, func() { _ = n.lock.Close() })
+		if err = restoreWasCut(cfg.Dir); err != nil {
+			return nil, err
+		}
 		dir := filepath.Join(cfg.Dir, raftDir)
 		if n.id, err = nodeID(dir); err != nil {
 			return nil, err

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -153,7 +154,12 @@ func (n *Node) Peers() *Peers { return n.peers }
 func (p *Peers) Serve(l Local) { p.local.Store(&l) }
 
 // Gossip lets the nodes tell each other where their gossip cells are.
-func (p *Peers) Gossip(g *Gossip) { p.gossip.Store(g) }
+func (p *Peers) Gossip(g *Gossip) {
+	p.gossip.Store(g)
+	p.probes.mu.Lock()
+	defer p.probes.mu.Unlock()
+	clear(p.probes.met) // which an earlier one has met
+}
 
 func (p *Peers) self() (Local, error) {
 	if l := p.local.Load(); l != nil {
@@ -387,14 +393,17 @@ func (n *Node) awaitApplied(ctx context.Context, index uint64) error {
 }
 
 // lastCommand is the index of the last command up to index. What is not in the log any more is in a snapshot, and applied.
+// A log that cannot be read, as when this node closes, says nothing.
 func (n *Node) lastCommand(index uint64) uint64 {
-	for ; index > 0; index-- {
+	for at := index; at > 0; at-- {
 		var l raft.Log
-		if err := n.stores.log.GetLog(index, &l); err != nil {
+		switch err := n.stores.log.GetLog(at, &l); {
+		case errors.Is(err, raft.ErrLogNotFound):
 			return 0
-		}
-		if l.Type == raft.LogCommand {
+		case err != nil:
 			return index
+		case l.Type == raft.LogCommand:
+			return at
 		}
 	}
 	return 0

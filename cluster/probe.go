@@ -145,9 +145,10 @@ func (p *probes) ask(ctx context.Context, row *probeRow, s raft.Server, ask *clu
 func (p *probes) compare(servers []raft.Server) bool {
 	n := p.peers.node
 	wall, elapsed := p.clock.read()
-	believed, ok := p.clock.at()
-	if !ok {
-		believed = wall - elapsed
+	believed, followed := p.clock.at()
+	nearest := believed
+	if !followed {
+		believed, nearest = wall-elapsed, noBelief
 	}
 	var shown []int64
 	voters := 0
@@ -162,7 +163,7 @@ func (p *probes) compare(servers []raft.Server) bool {
 			shown = append(shown, row.clock.hereNear(believed))
 		}
 	}
-	median, ok := medianClock(shown)
+	median, ok := medianClock(shown, nearest)
 	if !ok || len(shown) <= voters/2 || !n.Leading() {
 		return false
 	}

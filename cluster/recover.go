@@ -76,7 +76,7 @@ func Recover(dir string, o RecoverOptions) (Recovery, error) {
 			return s.found, fmt.Errorf("recover the cluster: %w", err)
 		}
 		s.found.Epoch = state.raised
-		return s.found, nil
+		return s.found, forgetRestore(dir)
 	})
 }
 

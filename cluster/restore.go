@@ -200,24 +200,100 @@ func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 	if err := n.Barrier(ctx); err != nil { // and a majority is there to take it
 		return notProposed(err)
 	}
-	before := n.state.Epoch()
+	before, newest := n.state.Epoch(), n.newestSnapshot()
+	if err := n.beginRestore(); err != nil {
+		return err
+	}
 	// From here on it takes as long as it takes: nobody can call it back.
 	err = n.await(context.WithoutCancel(ctx), func() error {
 		return n.raft.Restore(&raft.SnapshotMeta{Version: raft.SnapshotVersionMax, Index: index, Size: size}, raised, n.cfg.BarrierTimeout)
 	})
 	switch {
 	case err == nil:
-	case n.state.Epoch() == before:
+		n.endRestore()
+	case n.state.Epoch() == before && n.newestSnapshot() == newest:
+		n.endRestore()
 		return &job.Error{Code: job.Unavailable, Reason: "not_restored", Message: "the snapshot could not be restored, and nothing was changed; try again", Cause: err}
 	default:
-		// Raft makes the snapshot this node's state before the others have it. If none of them got it and another leads
-		// now, this node alone has it.
-		n.log.Error("leadership was lost while a snapshot was restored; compare the nodes' states, and let this node join anew if its own differs", "err", err)
+		n.log.Error("leadership was lost while a snapshot was restored; if the others do not have it, this node stops following them and must join anew", "err", err)
+		n.peers.work(n.awaitRestore)
 		return mayHappen(err)
 	}
 	n.planSnapshot()
 	n.log.Warn("the state was restored from a snapshot", "index", index, "saved_at", head.SavedAt, "epoch", n.state.Epoch())
 	return nil
+}
+
+// Raft makes a snapshot the leader's state, on disk as well, before anybody else has it, at an index which it leaves out of
+// the log. Until a majority has it, it is not committed. If this process ends then and another node leads on without it, this
+// one would take the other's entries after that index as they come, one in the index itself would be lost on it, and its
+// state would differ for ever. So a file says that a restore is going on, and a node that finds it at its start does not go on.
+const restoringName = "restoring"
+
+var errRestoreCut = job.Errorf(job.Conflict, "restore_cut", "this node ended while a snapshot was being restored through it, and may be the only one that has it; "+
+	"let it join again as a new one: move the folder raft of its data directory away and start it (or, if no other node is left, recover the cluster from it)")
+
+func (n *Node) beginRestore() error {
+	if n.cfg.Dir == "" || n.otherVoters() == 0 { // nobody could lead on without it
+		return nil
+	}
+	if err := writeFile(filepath.Join(n.cfg.Dir, raftDir, restoringName), []byte("see muster cluster snapshot restore\n")); err != nil {
+		return fmt.Errorf("note that a snapshot is restored: %w", err)
+	}
+	return nil
+}
+
+func (n *Node) endRestore() {
+	if n.cfg.Dir == "" {
+		return
+	}
+	if err := forgetRestore(n.cfg.Dir); err != nil {
+		n.log.Error("this node will not start again, because the note cannot be removed that a snapshot is restored", "err", err)
+	}
+}
+
+// awaitRestore is for a restore of unknown outcome. The hole that it left in the log lets nobody's entries pass who does not
+// have the snapshot: so when more is committed here, all is well.
+func (n *Node) awaitRestore(ctx context.Context) {
+	hole := n.newestSnapshot()
+	for n.raft.CommitIndex() <= hole {
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return
+		}
+	}
+	n.endRestore()
+}
+
+// newestSnapshot is the index of the newest one on disk, or 0.
+func (n *Node) newestSnapshot() uint64 {
+	if list, err := n.stores.snaps.List(); err == nil && len(list) > 0 {
+		return list[0].Index
+	}
+	return 0
+}
+
+func restoreWasCut(dir string) error {
+	_, err := os.Stat(filepath.Join(dir, raftDir, restoringName))
+	switch {
+	case err == nil:
+		return errRestoreCut
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	}
+	return fmt.Errorf("look for a restore that was cut off: %w", err)
+}
+
+func forgetRestore(dir string) error {
+	err := os.Remove(filepath.Join(dir, raftDir, restoringName))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = syncDir(filepath.Join(dir, raftDir))
+	}
+	return err
 }
 
 // holdTerm ends the leader's work, waits until it has ended, and keeps the next from beginning until release.

@@ -59,11 +59,33 @@ func (p *Peers) proposeFor(ctx context.Context, from string, data []byte) (index
 	if !n.Leading() {
 		return 0, notLeader(nil)
 	}
+	if err := n.belong(from, commands); err != nil {
+		return 0, err
+	}
 	done, err := n.proposer.proposeFor(ctx, commands, from)
 	if err != nil {
 		return 0, err
 	}
 	return done.index, nil
+}
+
+// belong refuses what comes from a node that is no server of the configuration, and rows of such nodes: one that was
+// removed or replaced, and does not know it yet, would put its own row in the place of its successor's.
+func (n *Node) belong(from string, commands []fsm.Command) error {
+	servers := n.servers()
+	stranger := from
+	for _, c := range commands {
+		if t, ok := c.(fsm.Tagged); ok {
+			c = t.Command
+		}
+		if row, ok := c.(*fsm.PutNode); ok && find(servers, row.Node.ID) < 0 {
+			stranger = row.Node.ID
+		}
+	}
+	if find(servers, stranger) < 0 {
+		return job.Errorf(job.Unavailable, "not_member", "the node %q is not a member of the cluster any more; ask another one", stranger)
+	}
+	return nil
 }
 
 // Freshness implements the call. The asker waits until it has applied what it is told, so it is told of the commit as well.
