@@ -1,9 +1,11 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"io"
+	"slices"
 	"sync"
 
 	"github.com/musterhq/muster/api"
@@ -37,10 +39,19 @@ func (a administer) Verify(ctx context.Context) (*api.ReplicaCheck, error) {
 		return nil, err
 	}
 	c := &api.ReplicaCheck{Index: results[0].Value.(uint64), Complete: true, Equal: true}
-	nodes := a.state.Nodes()
-	if len(nodes) == 0 {
-		nodes = []job.Node{{ID: a.raft.ID(), Name: a.Name}}
+	var nodes []job.Node // all servers: one without a row has a state, too
+	for _, s := range a.raft.Status().Servers {
+		row, ok := a.state.Node(s.ID)
+		switch {
+		case ok:
+		case s.ID == a.raft.ID():
+			row = job.Node{ID: s.ID, Name: a.Name}
+		default:
+			row = job.Node{ID: s.ID, Name: s.ID}
+		}
+		nodes = append(nodes, row)
 	}
+	slices.SortFunc(nodes, func(a, b job.Node) int { return cmp.Compare(a.Name, b.Name) })
 	c.Replicas = make([]api.ReplicaDigest, len(nodes))
 	var all sync.WaitGroup
 	for i, v := range nodes {

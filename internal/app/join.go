@@ -1,6 +1,7 @@
 package app
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"net/http"
@@ -46,18 +47,38 @@ func (n *node) peerTransport() *http.Transport {
 	return t
 }
 
-// gossipAlong takes part in gossip from when on the cluster's secret is known.
+// gossipAlong takes part in gossip from when on the cluster's secret is known, and anew when that changes: a snapshot that is
+// restored into a new cluster brings the old one's. The workers find the new cells when they ask again where to join.
 func (n *node) gossipAlong(ctx context.Context) error {
 	if n.Gossip == "" {
 		return nil
 	}
-	for len(n.state.GossipSecret()) == 0 {
+	var open []byte
+	pause := 50 * time.Millisecond
+	for {
+		if secret := n.state.GossipSecret(); len(secret) > 0 && !bytes.Equal(secret, open) {
+			if old := n.gossip.Swap(nil); old != nil {
+				n.Logger.Info("the cluster's gossip has another key; this node leaves the old cells")
+				leaving, cancel := context.WithTimeout(ctx, 5*time.Second)
+				if err := old.Close(leaving); err != nil {
+					n.Logger.Warn("the old gossip does not end well", "err", err)
+				}
+				cancel()
+			}
+			c := cluster.GossipConfig{Address: n.Gossip, AdvertiseHost: n.Advertise, Secret: secret}
+			switch err := n.openGossip(ctx, c); {
+			case err == nil:
+				open, pause = secret, time.Second
+			case open == nil:
+				return err
+			default: // a rumour less is no reason to stop
+				n.Logger.Warn("gossip cannot begin anew yet", "err", err)
+			}
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(50 * time.Millisecond):
+		case <-time.After(pause):
 		}
 	}
-	c := cluster.GossipConfig{Address: n.Gossip, AdvertiseHost: n.Advertise, Secret: n.state.GossipSecret()}
-	return n.openGossip(ctx, c)
 }
