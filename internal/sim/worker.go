@@ -27,7 +27,7 @@ type worker struct {
 
 	stream    *stream
 	seated    bool
-	number    int // of the last hello
+	hellos    int
 	helloAt   time.Duration
 	heardAt   time.Duration
 	startedAt time.Duration
@@ -112,6 +112,7 @@ func (w *worker) tick() {
 			}
 			return
 		case s.now-w.heardAt >= job.HeartbeatLost, s.now-max(w.startedAt, w.renewed) >= job.LeaseTimeout/2:
+			s.note("detach", w.name, int((s.now - w.heardAt).Milliseconds()), int((s.now - w.renewed).Milliseconds()))
 			w.stream, w.seated = nil, false
 			w.hangUp(x)
 			w.later()
@@ -156,6 +157,7 @@ func (w *worker) attach() {
 	s := w.sim
 	n := s.nodes[w.next%len(s.nodes)]
 	w.next++
+	s.note("attach", w.name, n.name)
 	if !n.up || s.cut(&w.host, &n.host) {
 		w.later()
 		return
@@ -173,9 +175,9 @@ func (w *worker) attach() {
 
 func (w *worker) hello(x *stream) {
 	s := w.sim
-	w.number++
+	w.hellos++
 	w.helloAt, w.seated = s.now, false
-	number := w.number
+	number := w.hellos
 	h := job.WorkerHello{Name: w.label, Boot: itoa(w.pid), DataID: w.dataID, Slots: w.slots, Executors: []string{"exec"}, Running: w.fences()}
 	x.up.send(func() { x.seenAt = s.now; x.gateway.attach(x, h, number) })
 }
@@ -214,7 +216,7 @@ func (w *worker) streamEnded(x *stream) {
 }
 
 func (w *worker) welcomed(x *stream, number int, accepted bool, stop []job.Fence) {
-	if !w.heard(x) || number != w.number || !accepted {
+	if !w.heard(x) || number != w.hellos || !accepted {
 		return
 	}
 	w.renew(w.helloAt)
