@@ -264,6 +264,29 @@ func (n *Node) Leader() (id, address string, ok bool) {
 	return string(i), string(a), i != ""
 }
 
+// WatchLeader signals, until ctx ends, whenever this node learns of another leader, or of none. A signal that nobody has taken
+// yet counts for those after it.
+func (n *Node) WatchLeader(ctx context.Context, changed chan<- struct{}) {
+	seen := make(chan raft.Observation, 1) // one that does not fit says no more than the one that is in it
+	o := raft.NewObserver(seen, false, func(o *raft.Observation) bool {
+		_, ok := o.Data.(raft.LeaderObservation)
+		return ok
+	})
+	n.raft.RegisterObserver(o)
+	defer n.raft.DeregisterObserver(o)
+	for {
+		select {
+		case changed <- struct{}{}: // first of all who leads now
+		default:
+		}
+		select {
+		case <-seen:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // AwaitLeader waits until this node knows a leader and answers its id.
 func (n *Node) AwaitLeader(ctx context.Context) (string, error) {
 	tick := time.NewTicker(5 * time.Millisecond)

@@ -87,30 +87,9 @@ func (n *node) follow(ctx context.Context) error {
 	changed := make(chan struct{}, 1)
 	var watch sync.WaitGroup
 	defer watch.Wait()
-	watch.Go(func() { n.watchLeader(ctx, changed) })
+	watch.Go(func() { n.raft.WatchLeader(ctx, changed) })
 	return relay.Follow(ctx, relay.FollowConfig{Node: n.Name, Self: n.raft.ID(), Gateway: n.gateway, Leader: n.raft.Leader, Changed: changed, Lost: n.raft.Suspect,
 		Epoch: n.state.Epoch, Client: n.port.LinkClient(), URL: n.port.URL, Logger: n.Logger, Registerer: n.registry})
-}
-
-// watchLeader signals when Raft names another leader.
-func (n *node) watchLeader(ctx context.Context, changed chan<- struct{}) {
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	last := ""
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		if id, _, _ := n.raft.Leader(); id != last {
-			last = id
-			select {
-			case changed <- struct{}{}:
-			default:
-			}
-		}
-	}
 }
 
 // handOver gives leadership away before this node stops, so that the cluster need not notice its absence first.
