@@ -72,6 +72,9 @@ func (c *cli) workerCommand() *cobra.Command {
 			if len(args) > 0 {
 				return unknownCommand(cmd, args[0])
 			}
+			if err := checkSlots(cmd, "slots"); err != nil {
+				return err
+			}
 			return c.worker(cmd.Context(), f)
 		},
 	}
@@ -124,9 +127,6 @@ func (c *cli) worker(ctx context.Context, f workerFlags) error {
 	if o.Labels, err = parseLabels("label", f.labels); err != nil {
 		return err
 	}
-	if f.slots < 0 || f.slots > job.MaxSlots {
-		return usageErrorf("--slots: %d is out of range; use 1 to %d", f.slots, job.MaxSlots)
-	}
 	if o.DataDir, err = c.dataDir(f.data, "worker-"+f.name); err != nil {
 		return err
 	}
@@ -155,6 +155,15 @@ func (c *cli) worker(ctx context.Context, f workerFlags) error {
 		return &exitError{exitFailed, "the cluster does not let this worker in without a join token; name its file with --join-token"}
 	}
 	return processError(err)
+}
+
+// checkSlots checks what is given: only where the flag is left out a worker has as many slots as the machine has CPUs.
+func checkSlots(cmd *cobra.Command, flag string) error {
+	n, err := cmd.Flags().GetInt(flag)
+	if err == nil && cmd.Flags().Changed(flag) && (n < 1 || n > job.MaxSlots) {
+		return usageErrorf("--%s: %d is out of range; use 1 to %d", flag, n, job.MaxSlots)
+	}
+	return err
 }
 
 // workerTrust settles whom the worker trusts, and by what it is let in.

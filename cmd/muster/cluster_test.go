@@ -117,6 +117,40 @@ func TestSnapshotsAreSavedWhole(t *testing.T) {
 	}
 }
 
+// A node that is alone has no cluster: its snapshot names none, and the API answers with the node's own id.
+func TestARestoreIntoANodeThatIsAlone(t *testing.T) {
+	t.Parallel()
+	f := &fakeCluster{status: `{"id":"node-id","leader":"node-1","nodes":[{"id":"node-id","name":"node-1"}]}`}
+	mine, foreign := fileWith(t, "mine", "snapshot of "), fileWith(t, "foreign", "snapshot of c2")
+	w := at(serveCluster(t, f))
+	if r := w.muster(t, "cluster", "snapshot", "restore", foreign, "--yes"); r.code != exitConflict || f.restored != nil {
+		t.Errorf("%+v", r)
+	}
+	if out := w.must(t, "cluster", "snapshot", "restore", mine, "--yes"); string(f.restored) != "snapshot of " || !strings.Contains(out, "of the cluster node-id is") {
+		t.Errorf("restored %q: %s", f.restored, out)
+	}
+	g := &fakeCluster{status: `{"id":"c1","leader":"n1","nodes":[{"id":"a","name":"n1"}]}`}
+	r := at(serveCluster(t, g)).muster(t, "cluster", "snapshot", "restore", mine, "--yes")
+	if r.code != exitConflict || !strings.Contains(r.err, "is of a node that was alone (`muster dev`), not of the cluster c1") || g.restored != nil {
+		t.Errorf("%+v", r)
+	}
+}
+
+// A node that was cut off, or removed and has not noticed, does not speak for a cluster that others see led.
+func TestTheStatusIsThatOfANodeWithALeader(t *testing.T) {
+	t.Parallel()
+	const lost = `{"id":"c1","node":"n1","quorum":{"healthy":false,"voters":3,"summary":"no node leads"}}`
+	cut := serveCluster(t, &fakeCluster{status: lost})
+	led := serveCluster(t, &fakeCluster{status: `{"id":"c1","node":"n2","leader":"n2","quorum":{"healthy":true,"voters":3,"summary":"fine"},"nodes":[{"name":"n3"},{"name":"n2"}]}`})
+	r := at(cut+","+"http://127.0.0.1:1"+","+led).muster(t, "cluster", "status")
+	if r.code != exitOK || !strings.Contains(r.out, "fine") || strings.Index(r.out, "n3 ") < strings.LastIndex(r.out, "\nn2 ") {
+		t.Errorf("%+v", r)
+	}
+	if r := at(cut+","+"http://127.0.0.1:1").muster(t, "cluster", "status"); r.code != exitUnavailable || !strings.Contains(r.out, "no node leads") {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestARestoreIsConfirmed(t *testing.T) {
 	t.Parallel()
 	f := &fakeCluster{status: `{"id":"c1","leader":"n1"}`}
@@ -265,7 +299,14 @@ func TestTheNodesCertificateIsChecked(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	r = world{env: []string{"MUSTER_ADDRESS=localhost:" + bare[strings.LastIndexByte(bare, ':')+1:], "MUSTER_CA=" + ca}}.muster(t, "cluster", "maintenance", "on")
-	if r.code != exitUnavailable || !strings.Contains(r.err, "is not one of the cluster of "+ca) {
+	if r.code != exitUnavailable || !strings.Contains(r.err, "has a certificate for other addresses (x509: certificate is valid for example.com") {
+		t.Errorf("%+v", r)
+	}
+	strangers := filepath.Join(t.TempDir(), "tls")
+	world{}.must(t, "cluster", "init", "--dir", strangers, "--node", "n1=127.0.0.1")
+	strangers = filepath.Join(strangers, "ca.crt")
+	r = world{env: []string{"MUSTER_ADDRESS=" + s.URL, "MUSTER_CA=" + strangers}}.muster(t, "cluster", "status")
+	if r.code != exitUnavailable || !strings.Contains(r.err, "is not one of the cluster of "+strangers) {
 		t.Errorf("%+v", r)
 	}
 	r = world{env: []string{"MUSTER_ADDRESS=http://" + bare}}.muster(t, "cluster", "status")

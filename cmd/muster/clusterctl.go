@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -19,7 +21,8 @@ func (c *cli) clusterCommand() *cobra.Command {
 }
 
 const clusterStatusHelp = `Show whether the cluster is healthy, how many failures it tolerates, who leads, and
-what to do if something is off. One node answers for all.
+what to do if something is off. One node answers for all; if it hears no leader, the
+others of --address are asked as well.
 
 The exit code is 0 if the cluster is healthy, and 5 if nothing can be decided now.`
 
@@ -31,11 +34,7 @@ func (c *cli) clusterStatusCommand() *cobra.Command {
 }
 
 func (c *cli) clusterStatus(ctx context.Context) error {
-	ctx, k, err := c.client(ctx)
-	if err != nil {
-		return err
-	}
-	s, err := k.Cluster(ctx)
+	s, err := c.clusterSeen(ctx)
 	if err != nil {
 		return err
 	}
@@ -59,6 +58,42 @@ func (c *cli) clusterStatus(ctx context.Context) error {
 		return &exitError{code: exitUnavailable} // all was said
 	}
 	return nil
+}
+
+// clusterSeen is the cluster as a node sees it. One that hears no leader may be the only one: it was cut off, or removed and
+// has not noticed. So the others are asked too, and the first that knows a leader is believed.
+func (c *cli) clusterSeen(ctx context.Context) (*client.ClusterStatus, error) {
+	seen, err := c.clusterSeenFrom(ctx, c.addresses)
+	if err != nil || seen.Leader != "" || len(c.addresses) < 2 {
+		return seen, err
+	}
+	for _, a := range c.addresses {
+		asking, cancel := context.WithTimeout(ctx, secondOpinion)
+		other, err := c.clusterSeenFrom(asking, []string{a})
+		cancel()
+		if err == nil && other.Leader != "" {
+			return other, nil
+		}
+	}
+	return seen, nil
+}
+
+// secondOpinion is how long each of the other nodes may take.
+const secondOpinion = 2 * time.Second
+
+func (c *cli) clusterSeenFrom(ctx context.Context, addresses []string) (*client.ClusterStatus, error) {
+	defer func(all []string) { c.addresses = all }(c.addresses)
+	c.addresses = addresses
+	ctx, k, err := c.client(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s, err := k.Cluster(ctx)
+	if err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(s.Nodes, func(a, b client.NodeStatus) int { return strings.Compare(a.Name, b.Name) })
+	return s, nil
 }
 
 func (c *cli) clusterSheet(s *client.ClusterStatus) *sheet {
@@ -137,11 +172,7 @@ func (c *cli) membersCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "members", Short: "List the nodes, with all their addresses", Args: takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, k, err := c.client(cmd.Context())
-			if err != nil {
-				return err
-			}
-			s, err := k.Cluster(ctx)
+			s, err := c.clusterSeen(cmd.Context())
 			if err != nil {
 				return err
 			}

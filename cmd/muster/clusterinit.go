@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -188,7 +189,7 @@ func (c *cli) clusterCertify(dir, node string, days int, renew bool) error {
 		value: n,
 		names: func() []string { return []string{n.Name} },
 		table: func(b *strings.Builder, _ bool) {
-			fmt.Fprintf(b, "made %s, for %s alone: good for %s until %s\n", clean(n.Dir), n.Name, strings.Join(n.Hosts, ", "),
+			fmt.Fprintf(b, "made %s, for %s alone: good for %s until %s\n", clean(n.Dir), n.Name, cmp.Or(strings.Join(n.Hosts, ", "), "localhost"),
 				n.ExpiresAt.Time().Format(time.DateOnly))
 		},
 	})
@@ -203,6 +204,9 @@ func checkDays(days int) error {
 
 // asFlag names the flag that a setting came from: they have the same names.
 func asFlag(err error) error {
+	if err == nil {
+		return nil
+	}
 	e := *job.AsError(err)
 	if e.Code == job.Internal {
 		return err // of the machine

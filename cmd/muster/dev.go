@@ -37,7 +37,12 @@ func (c *cli) devCommand() *cobra.Command {
 	var f devFlags
 	cmd := &cobra.Command{
 		Use: "dev [flags]", Short: "Run a node and a worker on this machine", Long: devHelp, Args: takes(),
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.dev(cmd.Context(), f) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkSlots(cmd, "worker-slots"); err != nil {
+				return err
+			}
+			return c.dev(cmd.Context(), f)
+		},
 	}
 	fs := cmd.Flags()
 	fs.StringVar(&f.data, "data", "", "`DIR` that holds everything (default: see above)")
@@ -53,9 +58,6 @@ func (c *cli) dev(ctx context.Context, f devFlags) error {
 	if err != nil {
 		return err
 	}
-	if f.workerSlots < 0 || f.workerSlots > job.MaxSlots {
-		return usageErrorf("--worker-slots: %d is out of range; use 1 to %d", f.workerSlots, job.MaxSlots)
-	}
 	if f.workerSlots == 0 {
 		f.workerSlots = runtime.GOMAXPROCS(0)
 	}
@@ -70,7 +72,7 @@ func (c *cli) dev(ctx context.Context, f devFlags) error {
 		o.Worker = &app.WorkerOptions{Slots: f.workerSlots}
 	}
 	defer c.sayStopping(ctx)()
-	return processError(app.Run(ctx, o))
+	return processError(asFlag(app.Run(ctx, o)))
 }
 
 // sayStopping tells whoever stops a process that it was heard: work that runs may take its time. The returned function ends

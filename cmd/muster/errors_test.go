@@ -101,12 +101,17 @@ func TestWrongInput(t *testing.T) {
 		{"cluster remove", "muster cluster remove: NODE is missing"},
 		{"cluster remove a/b", `NODE: "a/b" is not a name`},
 		{"cluster snapshot save", "muster cluster snapshot save: FILE is missing"},
+		{"cluster snapshot save /does/not/exist", "the directory /does/not does not exist"},
 		{"cluster snapshot save %f", "exists; name another, or move it away"},
 		{"cluster snapshot restore /does/not/exist", "the file /does/not/exist does not exist"},
 		{"cluster snapshot inspect /does/not/exist", "the file /does/not/exist does not exist"},
 		{"cluster recover", "--data is missing; see `muster cluster recover --help`"},
 		{"cluster recover --data %d", "--name is missing"},
 		{"cluster recover --data %d --name n1", "--raft is missing"},
+		{"cluster recover --data %d --name n1 --raft nowhere --yes", `--raft: "nowhere" is not an address that other nodes reach; write HOST:PORT`},
+		{"cluster recover --data %d --name n1 --raft 0.0.0.0:8081 --yes", `--raft: "0.0.0.0:8081" is not an address that other nodes reach`},
+		{"cluster recover --data %d --name n1 --raft 10.0.0.1:808I --yes", `--raft: "10.0.0.1:808I" is not an address that other nodes reach`},
+		{"cluster recover --data %d --name n1 --dry-run", "--data: "},
 		{"cluster recover --data /does/not/exist --name n1 --raft 10.0.0.1:1", "--data: the directory /does/not/exist does not exist"},
 		{"credential create", "muster credential create: NAME is missing"},
 		{"credential create ci", "--role is missing; use admin, operator, developer, submitter, viewer or join"},
@@ -118,10 +123,13 @@ func TestWrongInput(t *testing.T) {
 		{"--ca /does/not/exist job list", "--ca: the file /does/not/exist does not exist"},
 		{"--ca %f job list", "--ca: %f holds no certificate in PEM"},
 		{"--token-file /does/not/exist job list", "--token-file: the file /does/not/exist does not exist"},
+		{"--token-file %d job list", "--token-file: the file %d is a directory"},
 		{"--token-file %f job list", "--token-file: %f holds no token"},
 		{"--token-file %f --token x job list", "--token and --token-file contradict each other"},
 		{"dev --log-level loud", `--log-level: "loud" is not a level; use debug, info, warn or error`},
 		{"dev --log-format xml", `--log-format: "xml" is not a format; use text or json`},
+		{"worker --slots 0 --join 127.0.0.1:1", "--slots: 0 is out of range; use 1 to 10000"},
+		{"dev --worker-slots 0", "--worker-slots: 0 is out of range; use 1 to 10000"},
 		{"dev --worker-slots -1", "--worker-slots: -1 is out of range; use 1 to 10000"},
 		{"dev --data %f", "is not a directory"},
 		{"dev", "--data: neither XDG_DATA_HOME nor HOME says where data may be kept"},
@@ -184,7 +192,7 @@ func TestNoNodeAnswers(t *testing.T) {
 	defer plain.Close()
 	secure := strings.Replace(plain.URL, "http:", "https:", 1)
 	r = world{}.muster(t, "job", "list", "--address", secure)
-	if r.code != exitUnavailable || !strings.Contains(r.err, "no node answers at "+secure+" (http: server gave HTTP response to HTTPS client); check --address") {
+	if r.code != exitUnavailable || !strings.Contains(r.err, "the node at "+secure+" speaks no TLS; write its address with http://, and leave --ca out") {
 		t.Errorf("https where http is spoken: %+v", r)
 	}
 	r = world{stdin: strings.Repeat("1", 2<<20), env: []string{"MUSTER_ADDRESS=" + nobody}}.muster(t, "run", "submit", "--payload", "-", "--", "cat")

@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"net"
+	"net/http"
 	"net/url"
 	"strings"
 	"syscall"
@@ -141,10 +143,15 @@ func (c *cli) sentence(err error) string {
 func (c *cli) nobodyAnswers(err error) string {
 	at := strings.Join(c.addresses, ", ")
 	var (
-		dns *net.DNSError
-		bad *tls.CertificateVerificationError
+		dns   *net.DNSError
+		bad   *tls.CertificateVerificationError
+		other x509.HostnameError
 	)
 	switch {
+	case errors.As(err, &other):
+		return fmt.Sprintf("the node at %s has a certificate for other addresses (%v); use one of those, or make it another with `muster cluster certify --renew --node NAME=HOST`", at, other)
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return fmt.Sprintf("the node at %s speaks no TLS; write its address with http://, and leave --ca out", at)
 	case errors.As(err, &bad) && c.ca == "":
 		return fmt.Sprintf("the node at %s cannot be known without the cluster's certificate authority (%v); name the file ca.crt with --ca or MUSTER_CA", at, bad.Err)
 	case errors.As(err, &bad):
@@ -195,6 +202,8 @@ func fileError(what, path string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return usageErrorf("%s %s does not exist", what, path)
+	case errors.Is(err, syscall.EISDIR):
+		return usageErrorf("%s %s is a directory", what, path)
 	case errors.Is(err, fs.ErrPermission):
 		return usageErrorf("%s %s cannot be opened: permission denied", what, path)
 	}

@@ -94,7 +94,7 @@ func (c *cli) server(ctx context.Context, f serverFlags) error {
 		return asFlag(err)
 	}
 	defer c.sayServerStops(ctx)()
-	return processError(app.Run(ctx, o))
+	return processError(asFlag(app.Run(ctx, o)))
 }
 
 // An election timeout below the first elects without need; one above the second leaves the cluster without a leader for longer

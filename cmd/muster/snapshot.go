@@ -8,12 +8,16 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/musterhq/muster/client"
 	"github.com/musterhq/muster/internal/app"
 	"github.com/musterhq/muster/job"
 )
@@ -80,6 +84,11 @@ func (c *cli) printSnapshot(r *app.SnapshotReport, path string) error {
 func (c *cli) snapshotSave(ctx context.Context, path string) (err error) {
 	if _, err := os.Lstat(path); err == nil {
 		return usageErrorf("the file %s exists; name another, or move it away", path)
+	}
+	if fi, err := os.Stat(filepath.Dir(path)); err != nil {
+		return fileError("the directory", filepath.Dir(path), err)
+	} else if !fi.IsDir() {
+		return usageErrorf("%s is not a directory", filepath.Dir(path))
 	}
 	ctx, k, err := c.client(ctx)
 	if err != nil {
@@ -155,7 +164,10 @@ func (c *cli) snapshotRestore(ctx context.Context, path string, yes bool) error 
 	if err != nil {
 		return err
 	}
-	if s.ID != r.ClusterID {
+	if r.ClusterID == "" && !alone(s) {
+		return job.Errorf(job.Conflict, "other_cluster", "%s is of a node that was alone (`muster dev`), not of the cluster %s; nothing was changed", path, s.ID)
+	}
+	if r.ClusterID != "" && r.ClusterID != s.ID {
 		return job.Errorf(job.Conflict, "other_cluster", "%s is of the cluster %s, not of %s; nothing was changed", path, r.ClusterID, s.ID)
 	}
 	if err := c.confirm(yes, s.ID, "The state of the cluster %s is replaced by the one in %s (index %d).\nWhat was accepted since it was saved is lost.", s.ID, path, r.Index); err != nil {
@@ -176,9 +188,14 @@ func (c *cli) snapshotRestore(ctx context.Context, path string, yes bool) error 
 		value: r,
 		names: func() []string { return []string{r.ClusterID} },
 		table: func(b *strings.Builder, _ bool) {
-			fmt.Fprintf(b, "the state of the cluster %s is that of %s, index %d\n", clean(r.ClusterID), clean(path), r.Index)
+			fmt.Fprintf(b, "the state of the cluster %s is that of %s, index %d\n", clean(s.ID), clean(path), r.Index)
 		},
 	})
+}
+
+// alone tells whether this is a node on its own: it has no cluster, and answers with its own id for that.
+func alone(s *client.ClusterStatus) bool {
+	return slices.ContainsFunc(s.Nodes, func(n client.NodeStatus) bool { return n.ID == s.ID })
 }
 
 const recoverHelp = `Make a cluster of one out of a node's data directory, for the day when a majority of
@@ -232,6 +249,10 @@ func (c *cli) recoverNode(ctx context.Context, f recoverFlags) error {
 	if err := job.CheckName("--name", f.name); err != nil {
 		return err
 	}
+	// It becomes the cluster's only address: one that nobody reaches would be found out when it is too late.
+	if host, port, err := net.SplitHostPort(f.raft); f.raft != "" && (err != nil || !reachable(host) || !isPort(port)) {
+		return usageErrorf("--raft: %q is not an address that other nodes reach; write HOST:PORT, such as 10.0.0.1:8081", clip(f.raft, 128))
+	}
 	if f.data, err = c.dataDir(f.data, ""); err != nil {
 		return err
 	}
@@ -246,16 +267,26 @@ func (c *cli) recoverNode(ctx context.Context, f recoverFlags) error {
 	}
 	r, err := c.recover(ctx, app.RecoverOptions{DataDir: f.data, Name: f.name, Raft: f.raft, Logger: logger})
 	if err != nil {
-		return processError(err)
+		return processError(asFlag(err))
 	}
 	return c.printRecovery(f.name, r, "start the server now, then the other nodes with empty data directories")
+}
+
+func reachable(host string) bool {
+	ip := net.ParseIP(host)
+	return host != "" && (ip == nil || !ip.IsUnspecified())
+}
+
+func isPort(text string) bool {
+	n, err := strconv.ParseUint(text, 10, 16)
+	return err == nil && n > 0
 }
 
 // recoverDry shows what a directory holds, for the choice between those that are left.
 func (c *cli) recoverDry(ctx context.Context, f recoverFlags, logger *slog.Logger) error {
 	r, err := c.recover(ctx, app.RecoverOptions{DataDir: f.data, Name: f.name, Raft: f.raft, DryRun: true, Logger: logger})
 	if err != nil {
-		return processError(err)
+		return processError(asFlag(err))
 	}
 	return c.printRecovery(f.name, r, "nothing was changed; recover the node with the highest term, and among those with the highest index")
 }
