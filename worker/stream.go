@@ -31,6 +31,7 @@ var (
 	errNoAnswer = errors.New("the node did not acknowledge in time")
 	errNoLeader = errors.New("the node knows no leader")
 	errMove     = errors.New("the node is going away")
+	errLeft     = errors.New("another stream speaks for the worker")
 )
 
 // refusedError is a node's final no.
@@ -298,8 +299,13 @@ func (s *session) handle(m *workerpb.NodeMessage) error {
 	a := s.agent
 	now := a.config.Clock.Elapsed()
 	a.mu.Lock()
+	left := a.line != s
 	s.heardAt = now
 	a.mu.Unlock()
+	if left {
+		// Its session may be over for the leader, which then answers heartbeats of it with all that they list.
+		return errLeft
+	}
 	if m.Welcome != nil {
 		if err := s.welcome(m.Welcome); err != nil {
 			return err

@@ -203,3 +203,29 @@ func TestBrokenMessagesFromANodeEndTheStreamOnly(t *testing.T) {
 		t.Fatal("the worker did not come back after three broken streams")
 	}
 }
+
+// By the number a leader tells which of two Hellos that come over two nodes is the later one.
+func TestHellosAreNumberedOverAllStreams(t *testing.T) {
+	t.Parallel()
+	numbers := make(chan uint64, 64)
+	address, client := serveNode(t, func(s *nodeStream) {
+		m, ok := s.until(hasHello)
+		if !ok {
+			return
+		}
+		numbers <- m.Hello.GetNumber()
+		s.send(accepted(0))
+		s.send(&workerpb.NodeMessage{Resync: 5})
+		if m, ok = s.until(hasHello); ok {
+			numbers <- m.Hello.GetNumber()
+		}
+	})
+	h := &worker.Handlers{}
+	h.Handle("h", func(context.Context, json.RawMessage) (json.RawMessage, error) { return nil, nil })
+	startWorker(t, worker.Config{Name: "w", Addresses: []string{address}, HTTPClient: client, Handlers: h})
+	for want := range uint64(3) {
+		if n := <-numbers; n != want+1 {
+			t.Fatalf("hello %d has the number %d", want+1, n)
+		}
+	}
+}
