@@ -148,7 +148,7 @@ func (a *madeCluster) write(b *strings.Builder) {
 	workerJoin := "https://" + strings.ReplaceAll(join, ",", ",https://")
 	fmt.Fprintf(b, "\nStart a worker, on any machine to which ca.crt and join.token are copied:\n\n"+
 		"    muster worker --join %s \\\n        --ca %s --join-token %s \\\n        --allow-exec '/usr/local/bin/*'\n", workerJoin, shellWord(a.CA), shellWord(a.JoinToken))
-	fmt.Fprintf(b, "\nUse it:\n\n    export MUSTER_ADDRESS=%s\n    export MUSTER_CA=%s MUSTER_TOKEN=\"$(cat %s)\"\n    muster cluster status\n",
+	fmt.Fprintf(b, "\nUse it:\n\n    export MUSTER_ADDRESS=%s\n    export MUSTER_CA=%s MUSTER_TOKEN_FILE=%s\n    muster cluster status\n",
 		workerJoin, shellWord(a.CA), shellWord(a.AdminToken))
 }
 
