@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -216,7 +217,7 @@ func (b *Bootstrapper) Run(ctx context.Context, n *Node) error {
 				return err
 			}
 		case n.moved():
-			answers := b.ask(ctx, n.homes(b.Addresses), timeout)
+			answers, _ := b.ask(ctx, n.homes(b.Addresses), timeout)
 			outside = n.cutOut(answers)
 			b.move(ctx, n, join, answers, timeout, said)
 		case n.heard() && find(n.servers(), n.id) >= 0:
@@ -224,7 +225,8 @@ func (b *Bootstrapper) Run(ctx context.Context, n *Node) error {
 		case time.Since(lonely) < lostAfter && find(n.servers(), n.id) >= 0:
 		// Its own configuration is no proof: one that joins, or is sent a snapshot, reads those of before it was added.
 		default:
-			outside = n.cutOut(b.ask(ctx, n.homes(b.Addresses), timeout))
+			answers, _ := b.ask(ctx, n.homes(b.Addresses), timeout)
+			outside = n.cutOut(answers)
 		}
 		// Once is no proof: a leader that was held up, and led before this node was added, says it as well, for a moment.
 		if cut++; !outside {
@@ -273,7 +275,8 @@ func (b *Bootstrapper) move(ctx context.Context, n *Node, join func(context.Cont
 
 // round asks everybody once and does what follows from the answers.
 func (b *Bootstrapper) round(ctx context.Context, n *Node, join func(context.Context, string, job.Node) error, timeout time.Duration, said *teller, heard memory) error {
-	answers := heard.fill(b.Addresses, b.ask(ctx, b.Addresses, timeout))
+	answers, odd := b.ask(ctx, b.Addresses, timeout)
+	answers = heard.fill(b.Addresses, answers)
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -308,27 +311,36 @@ func (b *Bootstrapper) round(ctx context.Context, n *Node, join func(context.Con
 		}
 	case c.wrong:
 		said.tell(slog.LevelError, "no cluster can be started: "+c.why)
+	case odd != "":
+		said.tell(slog.LevelWarn, "waiting to start or join a cluster: "+strings.TrimPrefix(c.why+odd, "; "))
 	case c.why != "":
 		said.tell(slog.LevelInfo, "waiting to start or join a cluster: "+c.why)
 	}
 	return nil
 }
 
-// ask greets all addresses at once.
-func (b *Bootstrapper) ask(ctx context.Context, addresses []string, timeout time.Duration) []*Greeting {
+// ask greets all addresses at once. odd says of those whose answer is none what came instead.
+func (b *Bootstrapper) ask(ctx context.Context, addresses []string, timeout time.Duration) (answers []*Greeting, odd string) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	answers := make([]*Greeting, len(addresses))
+	answers, failures := make([]*Greeting, len(addresses)), make([]error, len(addresses))
 	var all sync.WaitGroup
 	for i, a := range addresses {
 		all.Go(func() {
-			if g, err := b.Greet(ctx, a); err == nil && g.NodeID != "" {
+			g, err := b.Greet(ctx, a)
+			if failures[i] = err; err == nil && g.NodeID != "" {
 				answers[i] = &g
 			}
 		})
 	}
 	all.Wait()
-	return answers
+	for i, err := range failures {
+		// That nobody is there yet needs no words. That somebody is there and is not understood needs a person.
+		if err != nil && !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
+			odd += fmt.Sprintf("; asking %s: %v", addresses[i], err)
+		}
+	}
+	return answers, odd
 }
 
 // memory is the last answer of each address. A lost answer does not undo the one before for a while.

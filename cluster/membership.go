@@ -299,7 +299,7 @@ func (n *Node) Remove(ctx context.Context, node string, force bool) error {
 			return job.Errorf(job.Conflict, "quorum", "%s is the only node that votes; a cluster cannot be without one", node)
 		}
 		if 2*reached <= left && !force {
-			return job.Errorf(job.Conflict, "quorum", "without %s only %d of %d nodes that vote can be reached, no majority: the cluster would stand still; bring others back first, or force it",
+			return job.Errorf(job.Conflict, "quorum", "without %s only %d of %d nodes that vote can be reached, no majority: the cluster would stand still; bring others back first, or use --force",
 				node, reached, left)
 		}
 	}

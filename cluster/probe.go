@@ -24,10 +24,10 @@ const (
 // probes is how the leader knows the other nodes: each second it asks every one. It tells them the cluster's time, and
 // where the others' gossip cells are.
 type probes struct {
-	peers  *Peers
-	clock  *Clock
-	meet   chan struct{}
-	judged chan struct{} // signalled when the clocks of a majority were compared
+	peers *Peers
+	clock *Clock
+	meet  chan struct{}
+	known chan struct{} // closed when a majority's clocks were compared, or the cluster's time was told, for the first time
 
 	mu      sync.Mutex
 	rows    map[string]*probeRow // of a leader: by server id, itself left out
@@ -36,7 +36,7 @@ type probes struct {
 	cells   map[string][]string  // known of others: addresses by cell
 	met     map[string][]string
 	metAt   time.Time
-	reached bool // a majority's clocks were compared, or the cluster's time was told, at least once
+	reached bool // known is closed
 }
 
 type probeRow struct {
@@ -51,7 +51,7 @@ type probeRow struct {
 
 func newProbes(p *Peers) *probes {
 	return &probes{
-		peers: p, clock: p.node.cfg.Clock, meet: make(chan struct{}, 1), judged: make(chan struct{}),
+		peers: p, clock: p.node.cfg.Clock, meet: make(chan struct{}, 1), known: make(chan struct{}),
 		rows: map[string]*probeRow{}, cells: map[string][]string{}, met: map[string][]string{},
 	}
 }
@@ -126,16 +126,12 @@ func (p *probes) ask(ctx context.Context, row *probeRow, s raft.Server, ask *clu
 		a.life, a.wall, a.elapsed = m.Life, m.Wall, m.Elapsed
 		row.clock = row.clock.with(a)
 		row.seen, row.applied, row.version, row.cells = time.Now(), m.Applied, m.Version, m.Cells
+	} else if err == nil {
+		row.seen = time.Time{} // another node is at its address: it was wiped, or moved
 	}
-	compared := p.compare(p.peers.node.servers())
+	p.compare(p.peers.node.servers())
 	p.noteCells()
 	p.mu.Unlock()
-	if compared {
-		select {
-		case p.judged <- struct{}{}:
-		default:
-		}
-	}
 	if err != nil {
 		p.peers.node.log.Debug("a node did not answer the probe", "peer", s.ID, "address", s.Address, "err", err)
 	}
@@ -177,7 +173,7 @@ func (p *probes) compare(servers []raft.Server) bool {
 			row.offset = time.Duration(row.clock.hereNear(median) - median)
 		}
 	}
-	p.reached = true
+	p.reach()
 	return true
 }
 
@@ -224,7 +220,7 @@ func (p *probes) answer(r *clusterpb.ProbeRequest) *clusterpb.ProbeResponse {
 		p.mu.Lock()
 		if r.Life == p.clock.life && r.Origin != 0 {
 			p.clock.follow(r.Origin)
-			p.reached = true
+			p.reach()
 		}
 		if len(r.Cells) > 0 {
 			clear(p.cells)
@@ -241,27 +237,37 @@ func (p *probes) answer(r *clusterpb.ProbeRequest) *clusterpb.ProbeResponse {
 	}
 }
 
-// awaitClock returns once this node knows the cluster's time: a leader whose clock is an hour ahead must not begin with it.
-// The others answer in a moment, or this node would not lead; it does not wait for long in any case.
+// reach notes that the cluster's time is known. It needs p.mu.
+func (p *probes) reach() {
+	if !p.reached {
+		p.reached = true
+		close(p.known)
+	}
+}
+
+// awaitClock returns once this node knows the cluster's time: a leader whose clock is an hour ahead must not begin with it,
+// nor date an entry by it, since the state's time never goes back. The others answer in a moment, or this node would not
+// lead; it does not wait for long in any case.
 func (n *Node) awaitClock(ctx context.Context) {
-	p := n.peers.probes
+	if n.cfg.Port == nil {
+		return
+	}
+	known := n.peers.probes.known
+	select {
+	case <-known:
+		return
+	default:
+	}
+	if n.otherVoters() == 0 {
+		return
+	}
 	give := time.NewTimer(2 * probeTimeout)
 	defer give.Stop()
-	for n.cfg.Port != nil && n.otherVoters() > 0 {
-		p.mu.Lock()
-		reached := p.reached
-		p.mu.Unlock()
-		if reached {
-			return
-		}
-		select {
-		case <-p.judged:
-		case <-ctx.Done():
-			return
-		case <-give.C:
-			n.log.Warn("the clocks of the other nodes are not known; the term begins with this node's own")
-			return
-		}
+	select {
+	case <-known:
+	case <-ctx.Done():
+	case <-give.C:
+		n.log.Warn("the clocks of the other nodes are not known; this node goes by its own")
 	}
 }
 

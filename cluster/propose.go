@@ -50,6 +50,7 @@ func (n *Node) proposeAnywhere(ctx context.Context, commands []fsm.Command) ([]f
 	}
 	lost := notLeader(nil)
 	if n.Leading() {
+		n.awaitClock(ctx)
 		results, err := n.proposer.propose(ctx, commands)
 		if !passedOver(err) {
 			return results, err

@@ -62,6 +62,7 @@ func (p *Peers) proposeFor(ctx context.Context, from string, data []byte) (index
 	if err := n.belong(from, commands); err != nil {
 		return 0, err
 	}
+	n.awaitClock(ctx)
 	done, err := n.proposer.proposeFor(ctx, commands, from)
 	if err != nil {
 		return 0, err

@@ -69,10 +69,9 @@ func (n *node) gossipAlong(ctx context.Context) error {
 			switch err := n.openGossip(ctx, c); {
 			case err == nil:
 				open, pause = secret, time.Second
-			case open == nil:
-				return err
 			default: // a rumour less is no reason to stop
-				n.Logger.Warn("gossip cannot begin anew yet", "err", err)
+				n.Logger.Error("gossip cannot begin; choose another --gossip address, or free this one", "address", n.Gossip, "err", err)
+				pause = 10 * time.Second
 			}
 		}
 		select {

@@ -101,11 +101,17 @@ func (n *node) open(ctx context.Context) (err error) {
 		if err := n.openPort(ctx); err != nil {
 			return err
 		}
+		if err := n.tryGossip(ctx); err != nil {
+			return err
+		}
 	}
 	if n.raft, err = cluster.Open(ctx, n.raftConfig()); err != nil {
 		return err
 	}
 	n.atEnd("close raft", func(context.Context) error { return n.raft.Close() })
+	if n.LocalOnly && len(n.raft.Status().Servers) > 1 {
+		return job.InvalidField("data", "%s is the data directory of a node of a cluster; start it with `muster server`, or choose another --data DIR", n.DataDir)
+	}
 	n.control = n.raft.Control()
 	n.store = replicated.New(n.raft, n.state)
 	if n.output, err = output.Open(filepath.Join(n.DataDir, "output"), output.Config{}); err != nil {
@@ -138,6 +144,18 @@ func (n *node) openIdentity() (err error) {
 	n.exportExpiry()
 	n.guard = access.New(access.Config{Credentials: n.state, Identify: n.identity.Identify, Now: n.Now, Renew: n.renewCredentials})
 	return nil
+}
+
+// tryGossip finds out that gossip's first port is taken before the node is part of a cluster.
+func (n *node) tryGossip(ctx context.Context) error {
+	if n.Gossip == "" {
+		return nil
+	}
+	l, err := n.listen(ctx, "gossip", n.Gossip)
+	if err != nil {
+		return err
+	}
+	return l.Close()
 }
 
 // openPort opens the port for other nodes.
