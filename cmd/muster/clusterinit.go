@@ -43,20 +43,21 @@ const (
 )
 
 func (c *cli) clusterInitCommand() *cobra.Command {
-	var dir, name string
+	var dir, name, id string
 	var nodes []string
 	var days int
 	cmd := &cobra.Command{
 		Use: "init --dir DIR --node NAME=HOST [flags]", Short: "Make the certificates and tokens of a new cluster",
 		Long: clusterInitHelp, Args: takes(),
-		RunE: func(*cobra.Command, []string) error { return c.clusterInit(dir, name, nodes, days) },
+		RunE: func(*cobra.Command, []string) error { return c.clusterInit(dir, name, id, nodes, days) },
 	}
 	fs := cmd.Flags()
 	fs.StringVar(&dir, "dir", "", "`DIR` to make, for the whole cluster")
 	fs.StringArrayVar(&nodes, "node", nil, "`NAME=HOST,HOST...` of a node, and how it is reached; can be repeated")
 	fs.StringVar(&name, "name", "muster", "`NAME` of the cluster, for people")
+	fs.StringVar(&id, "cluster-id", "", "`ID` of a cluster that gets new certificates, so that its snapshots can be restored (default: a new one)")
 	fs.IntVar(&days, "days", 365, "`N` days for which the nodes' certificates are good")
-	ofOneCall(fs, "dir", "node", "name", "days")
+	ofOneCall(fs, "dir", "node", "name", "cluster-id", "days")
 	return cmd
 }
 
@@ -82,7 +83,7 @@ func asMadeNode(n pki.MadeNode) madeNode {
 	return madeNode{n.Name, n.Hosts, n.Dir, job.At(n.ExpiresAt)}
 }
 
-func (c *cli) clusterInit(dir, name string, nodes []string, days int) error {
+func (c *cli) clusterInit(dir, name, id string, nodes []string, days int) error {
 	if dir == "" {
 		return usageErrorf("--dir: the directory to make is missing")
 	}
@@ -92,7 +93,7 @@ func (c *cli) clusterInit(dir, name string, nodes []string, days int) error {
 	if err := checkDays(days); err != nil {
 		return err
 	}
-	o := pki.InitOptions{ClusterName: name, Days: days, Now: c.now}
+	o := pki.InitOptions{ClusterName: name, ClusterID: id, Days: days, Now: c.now}
 	for _, text := range nodes {
 		o.Nodes = append(o.Nodes, pki.ParseNodeSpec(text))
 	}

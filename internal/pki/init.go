@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
@@ -28,6 +29,7 @@ type NodeSpec struct {
 // InitOptions are the settings of a new cluster.
 type InitOptions struct {
 	ClusterName string // for people; "": muster
+	ClusterID   string // of a cluster that gets new certificates, so that its snapshots are its own; "": a new one
 	Nodes       []NodeSpec
 	Days        int              // life of the node certificates; 0: 365
 	Now         func() time.Time // nil: time.Now
@@ -63,6 +65,11 @@ func Init(dir string, o InitOptions) (*Made, error) {
 	if err := job.CheckName("name", o.ClusterName); err != nil {
 		return nil, err
 	}
+	if o.ClusterID != "" {
+		if id, err := uuid.Parse(o.ClusterID); err != nil || id.String() != o.ClusterID {
+			return nil, job.InvalidField("cluster-id", "%.64q is not the id of a cluster; `muster cluster status` and `muster cluster snapshot inspect` show it", o.ClusterID)
+		}
+	}
 	if len(o.Nodes) > maxNodes {
 		return nil, job.InvalidField("node", "there are %d nodes; the limit is %d", len(o.Nodes), maxNodes)
 	}
@@ -92,7 +99,7 @@ func Init(dir string, o InitOptions) (*Made, error) {
 		return nil, err
 	}
 	made := &Made{
-		ClusterID: uuid.NewString(), CA: filepath.Join(dir, fileCA), CAKey: filepath.Join(dir, fileCAKey),
+		ClusterID: cmp.Or(o.ClusterID, uuid.NewString()), CA: filepath.Join(dir, fileCA), CAKey: filepath.Join(dir, fileCAKey),
 		AdminToken: filepath.Join(dir, fileAdmin), JoinToken: filepath.Join(dir, fileJoin),
 	}
 	err = stage(dir, func(at string) error {

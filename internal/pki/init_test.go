@@ -300,3 +300,34 @@ func TestBadNodes(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A cluster that gets new certificates keeps its id, and whoever holds old ones is a stranger to it.
+func TestInitOfAClusterThatIsThere(t *testing.T) {
+	t.Parallel()
+	spec := []NodeSpec{{Name: "n1", Hosts: []string{"127.0.0.1"}}}
+	old, err := Init(filepath.Join(t.TempDir(), "old"), InitOptions{Nodes: spec})
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := Init(filepath.Join(t.TempDir(), "new"), InitOptions{Nodes: spec, ClusterID: old.ClusterID})
+	if err != nil || made.ClusterID != old.ClusterID {
+		t.Fatalf("made %+v: %v", made, err)
+	}
+	was, err := LoadNode(old.Nodes[0].Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	is, err := LoadNode(made.Nodes[0].Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	thief := was.current().tls.Leaf
+	if _, err := verifyNode([]*x509.Certificate{thief}, is.root, is.pool, is.ClusterID(), time.Now()); err == nil {
+		t.Error("the old certificate is still good")
+	}
+	for _, id := range []string{"x", strings.ToUpper(old.ClusterID), "{" + old.ClusterID + "}"} {
+		if _, err := Init(filepath.Join(t.TempDir(), "bad"), InitOptions{Nodes: spec, ClusterID: id}); job.AsError(err).Field != "cluster-id" {
+			t.Errorf("%q: %v", id, err)
+		}
+	}
+}
