@@ -178,7 +178,7 @@ func (w *worker) hello(x *stream) {
 	w.hellos++
 	w.helloAt, w.seated = s.now, false
 	number := w.hellos
-	h := job.WorkerHello{Name: w.label, Boot: itoa(w.pid), DataID: w.dataID, Slots: w.slots, Executors: []string{"exec"}, Running: w.fences()}
+	h := job.WorkerHello{Name: w.label, Boot: itoa(w.pid), Number: uint64(number), DataID: w.dataID, Slots: w.slots, Executors: []string{"exec"}, Running: w.fences()}
 	x.up.send(func() { x.seenAt = s.now; x.gateway.attach(x, h, number) })
 }
 
