@@ -69,10 +69,12 @@ func (c clusterView) ask(ctx context.Context, out *api.ClusterStatus) {
 	}
 	for i := range out.Nodes {
 		x := &out.Nodes[i]
-		x.Streams = streams[x.Name]
 		for _, m := range members {
 			if m.ID != x.ID {
 				continue
+			}
+			if m.Name != "" { // the leader's directory is newer than this node's by a moment
+				x.Name, x.API, x.Version = m.Name, m.API, m.Version
 			}
 			x.Healthy, x.AppliedIndex, x.ClockOffsetMS = m.Healthy, max(m.Applied, x.AppliedIndex), m.ClockOffset.Milliseconds()
 			if !m.LastSeen.IsZero() {
@@ -81,6 +83,10 @@ func (c clusterView) ask(ctx context.Context, out *api.ClusterStatus) {
 			if out.CommitIndex > x.AppliedIndex {
 				x.Behind = out.CommitIndex - x.AppliedIndex
 			}
+		}
+		x.Streams = streams[x.Name]
+		if x.Role == api.RoleLeader {
+			out.Leader = x.Name
 		}
 	}
 }
