@@ -115,7 +115,7 @@ func TestPausedLeader(t *testing.T) {
 	c.start()
 	c.settle(5*time.Second, 6*time.Second)
 	proposals, links := 0, 0
-	for range 5 {
+	for range rounds(5) {
 		l := c.leader()
 		p, k := c.lateLeader(l)
 		l.pause(true)
@@ -130,7 +130,7 @@ func TestPausedLeader(t *testing.T) {
 	}
 	c.rec.add(checker.Line{Refusal: &checker.Refusal{Kind: checker.LateLeader, N: proposals + links}})
 	_, r := c.end()
-	row(t, r, "5 leaders paused for 20 s and resumed: %d of their proposals and %d of their links to other nodes refused", proposals, links)
+	row(t, r, "%d leaders paused for 20 s and resumed: %d of their proposals and %d of their links to other nodes refused", rounds(5), proposals, links)
 	if r.AfterLoss > 0 {
 		t.Errorf("%d runs were repeated although no worker had died", r.AfterLoss)
 	}
@@ -143,7 +143,7 @@ func TestPausedGateway(t *testing.T) {
 	c.start()
 	c.settle(5*time.Second, 6*time.Second)
 	moved := 0
-	for range 3 {
+	for range rounds(3) {
 		var gateway *process
 		c.await(time.Minute, "follower with workers attached", func() bool {
 			s, ok := c.status(c.leader())
@@ -163,7 +163,7 @@ func TestPausedGateway(t *testing.T) {
 		moved = 0
 	}
 	_, r := c.end()
-	row(t, r, "a gateway paused for 20 s, 3 times")
+	row(t, r, "a gateway paused for 20 s, %d times", rounds(3))
 	if r.AfterLoss > 0 {
 		t.Errorf("%d runs were repeated although no worker had died", r.AfterLoss)
 	}
@@ -176,7 +176,7 @@ func TestWipedNode(t *testing.T) {
 	c.start()
 	c.settle(3*time.Second, 4*time.Second)
 	var back []time.Duration
-	for i := range 4 {
+	for i := range rounds(4) {
 		n := c.followers()[0]
 		if i%2 == 1 {
 			n = c.leader()
@@ -192,7 +192,7 @@ func TestWipedNode(t *testing.T) {
 		c.settle(2*time.Second, 3*time.Second)
 	}
 	_, r := c.end()
-	row(t, r, "4 nodes wiped and replaced, two of them leaders; whole again after %s", spread(back))
+	row(t, r, "%d nodes wiped and replaced, every second one a leader; whole again after %s", rounds(4), spread(back))
 }
 
 // TestColdStarts starts three nodes at the same moment, again and again, each time with nothing on their disks.

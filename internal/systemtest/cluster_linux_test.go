@@ -25,6 +25,8 @@ import (
 	"github.com/musterhq/muster/job"
 )
 
+var fewer = flag.Int("rounds", 0, "how often the trials of -chaos pause or wipe at most; 0: as often as is worth it")
+
 var chaos = flag.Bool("chaos", false, "the cluster trials at full length; without it only the short ones, with small counts")
 
 // full picks a count: the one of `make chaos`, or the one of every `go test`.
@@ -41,6 +43,14 @@ func long(t *testing.T) {
 	if !*chaos {
 		t.Skip("it takes longer than a lease; -chaos runs it")
 	}
+}
+
+// rounds is how often a trial does what it does: most times, unless -rounds says less.
+func rounds(most int) int {
+	if *fewer > 0 {
+		return min(most, *fewer)
+	}
+	return most
 }
 
 // shape is what a trial's cluster is made of.
@@ -222,9 +232,12 @@ const portBlock = 12
 var ports struct {
 	sync.Mutex
 	next int
+	held []net.Listener
 }
 
-// freePorts finds the first of some that are free now, below those that the system gives out by itself.
+// freePorts finds the first of some that are free, below those that the system gives out by itself. They are taken again at
+// every restart of a node, so they are kept from other processes of these tests until this one ends, by a name that the
+// system forgets then.
 func freePorts(t *testing.T) int {
 	t.Helper()
 	ports.Lock()
@@ -237,9 +250,16 @@ func freePorts(t *testing.T) int {
 		if ports.next += portBlock; ports.next > 30000 {
 			ports.next = 12000
 		}
-		if free(first) {
-			return first
+		name, err := net.Listen("unix", "@muster-systemtest-ports-"+strconv.Itoa(first))
+		if err != nil {
+			continue
 		}
+		if !free(first) {
+			name.Close()
+			continue
+		}
+		ports.held = append(ports.held, name)
+		return first
 	}
 	t.Fatal("no free ports")
 	return 0

@@ -3,7 +3,6 @@ package systemtest
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -110,7 +109,7 @@ func newProcess(t *testing.T, p process) *process {
 
 // newDev makes a node with its own worker, as in `muster dev`.
 func newDev(t *testing.T, binary, dir string, rec *recorder) *process {
-	address := freeAddress(t)
+	address := at("127.0.0.1", freePorts(t))
 	return newProcess(t, process{
 		name: "muster", dir: dir, url: "http://" + address, rec: rec, starter: newStarter(t),
 		http: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}},
@@ -118,16 +117,6 @@ func newDev(t *testing.T, binary, dir string, rec *recorder) *process {
 			return exec.Command(binary, "dev", "--data", filepath.Join(dir, "data"), "--http", address, "--worker-slots", strconv.Itoa(slots), "--log-level", "info")
 		},
 	})
-}
-
-// freeAddress finds a port that is free now and, one hopes, at every restart.
-func freeAddress(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // running tells whether there is a process now, paused or not.
