@@ -43,6 +43,9 @@ func (s *State) Paused(id job.JobID, namespace string) job.Reason {
 // WorkerFlag answers how a person flagged a worker; ready if nobody did.
 func (s *State) WorkerFlag(name string) job.WorkerState { return s.View().WorkerFlag(name) }
 
+// StoreEpoch is the epoch that the store in this state was raised to.
+func (v *View) StoreEpoch() job.Epoch { return v.g.StoreEpoch }
+
 // Epoch answers the highest epoch raised, in Raft or in the store.
 func (v *View) Epoch() job.Epoch { return max(v.g.Epoch, v.g.StoreEpoch) }
 

@@ -71,4 +71,5 @@ type JobHead struct {
 	Namespace string
 	Name      string
 	Version   uint64
+	From      Instant // Version.From of the current version
 }

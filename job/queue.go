@@ -1,5 +1,10 @@
 package job
 
+import (
+	"bytes"
+	"cmp"
+)
+
 // Moved answers one Move.
 type Moved struct {
 	Applied bool
@@ -19,10 +24,26 @@ func (r *Run) Entry() QueueEntry {
 	return QueueEntry{RunID: r.ID, Lane: r.LaneKey(), Priority: r.Priority, ReadyAt: cmpOr(r.ReadyAt, r.CreatedAt)}
 }
 
+// Order is where the entry stands in its lane.
+func (e QueueEntry) Order() int64 { return Order(e.ReadyAt, e.Priority) }
+
+// Compare orders the entries of one lane: by Order, and of equal order by id.
+func (e QueueEntry) Compare(o QueueEntry) int {
+	return cmp.Or(cmp.Compare(e.Order(), o.Order()), bytes.Compare(e.RunID[:], o.RunID[:]))
+}
+
 // LaneWant asks for entries of one lane.
 type LaneWant struct {
 	Lane LaneKey
 	Max  int
+}
+
+// LaneAfter asks for entries of one lane from a place in it on: those after Order and, of equal order, after the run After.
+type LaneAfter struct {
+	Lane  LaneKey
+	Order int64
+	After RunID
+	Max   int
 }
 
 // LaneDepth describes one lane.

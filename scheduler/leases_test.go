@@ -63,7 +63,7 @@ func TestStaleEntriesHoldUpNothing(t *testing.T) {
 		c.Cancel(stale.ID)
 		time.Sleep(time.Second)
 		r := c.Submit(job.Submission{Spec: spec}, nil)
-		if _, err := c.Queue.Push(context.Background(), c.Term().Epoch(), []job.QueueEntry{stale.Entry()}); err != nil {
+		if _, err := c.Queue.Push(context.Background(), c.Term().Epoch(), stale.CreatedAt, []job.QueueEntry{stale.Entry()}); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(100 * time.Millisecond)

@@ -56,13 +56,15 @@ type Clock interface {
 
 // Store is what the leader asks of the store; the contract is in package storage.
 type Store interface {
-	Raise(ctx context.Context, epoch job.Epoch) error
+	Raise(ctx context.Context, epoch job.Epoch) (job.Epoch, error)
 	StoreTicks(ctx context.Context, epoch job.Epoch, ticks []job.Tick) ([]*job.Run, error)
 	Move(ctx context.Context, epoch job.Epoch, moves []job.Move) ([]job.Moved, error)
 	Load(ctx context.Context, ids []job.RunID) ([]*job.Run, error)
 	Live(ctx context.Context, after job.RunID, limit int) ([]*job.Run, error)
 	LiveOfJob(ctx context.Context, id job.JobID, limit int) ([]*job.Run, error)
+	Backlog(ctx context.Context, wants []job.LaneAfter, until job.Instant) ([]job.QueueEntry, error)
 	Heads(ctx context.Context, afterNamespace, afterName string, limit int) ([]job.JobHead, error)
+	StartVersion(ctx context.Context, id job.JobID, version uint64, from job.Instant) error
 	Version(ctx context.Context, id job.JobID, version uint64) (*job.Version, error)
 	Cancel(ctx context.Context, intents []job.CancelIntent) ([]job.Receipt, error)
 	Prune(ctx context.Context, epoch job.Epoch, before job.Instant, limit int) (int, error)
@@ -70,8 +72,8 @@ type Store interface {
 
 // Queue is what the leader asks of the queue; the contract is in package storage.
 type Queue interface {
-	Raise(ctx context.Context, epoch job.Epoch) error
-	Push(ctx context.Context, epoch job.Epoch, entries []job.QueueEntry) (refused []int, err error)
+	Raise(ctx context.Context, epoch job.Epoch) (job.Epoch, error)
+	Push(ctx context.Context, epoch job.Epoch, now job.Instant, entries []job.QueueEntry) (left []job.QueueEntry, err error)
 	Pop(ctx context.Context, epoch job.Epoch, now job.Instant, wants []job.LaneWant) ([]job.QueueEntry, error)
 	Remove(ctx context.Context, epoch job.Epoch, ids []job.RunID) error
 	Lanes(ctx context.Context, now job.Instant) ([]job.LaneDepth, error)

@@ -74,10 +74,10 @@ func Begin(ctx context.Context, c Config) (*Term, error) {
 	if err != nil {
 		return nil, fmt.Errorf("raise the epoch in raft: %w", err)
 	}
-	if err := c.Store.Raise(ctx, epoch); err != nil {
+	if _, err := c.Store.Raise(ctx, epoch); err != nil {
 		return nil, fmt.Errorf("raise the epoch in the store: %w", err)
 	}
-	if err := c.Queue.Raise(ctx, epoch); err != nil {
+	if _, err := c.Queue.Raise(ctx, epoch); err != nil {
 		return nil, fmt.Errorf("raise the epoch in the queue: %w", err)
 	}
 	if err := c.Queue.Reset(ctx, epoch); err != nil {
@@ -213,7 +213,7 @@ func (t *Term) Queued(entries []job.QueueEntry) {
 	if len(soon) == 0 {
 		return
 	}
-	if _, err := t.Queue.Push(context.Background(), t.epoch, soon); err != nil {
+	if _, err := t.Queue.Push(context.Background(), t.epoch, now, soon); err != nil {
 		t.Logger.Debug("a hint was lost", "count", len(soon), "err", err)
 		return
 	}

@@ -42,6 +42,9 @@ type Definitions interface {
 	Version(ctx context.Context, id job.JobID, version uint64) (*job.Version, error)
 	// Versions answers a job's versions, newest first.
 	Versions(ctx context.Context, namespace, name string, limit int) ([]*job.Version, error)
+	// StartVersion notes from when a version ticks, as Raft decided it (L7): Version.From. Until then it is the version's
+	// creation. A version that is gone is no error. The replicated store needs no telling.
+	StartVersion(ctx context.Context, id job.JobID, version uint64, from job.Instant) error
 }
 
 // PutJob is one change of a definition. The callers above a store know it, and the queries below, from package job.
@@ -66,8 +69,9 @@ type Births interface {
 
 // Moves is what only the leader calls. Every call carries its epoch and is refused as Fenced under a newer one (L1).
 type Moves interface {
-	// Raise makes epoch the store's. A lower or equal one than the store's is Fenced.
-	Raise(ctx context.Context, epoch job.Epoch) error
+	// Raise makes epoch the store's and answers the store's as it then is. A lower or equal one than the store's is Fenced,
+	// and the store's is answered beside the error: a leader that holds the newest reign of Raft raises above it.
+	Raise(ctx context.Context, epoch job.Epoch) (job.Epoch, error)
 	// StoreTicks writes the ledger rows of decided ticks and gives birth to their runs (job.BirthOfTick). A tick of a job
 	// version that is gone gets its ledger row, and no run. It answers the runs that are there after the call, by tick.
 	StoreTicks(ctx context.Context, epoch job.Epoch, ticks []job.Tick) ([]*job.Run, error)
@@ -76,12 +80,16 @@ type Moves interface {
 	Move(ctx context.Context, epoch job.Epoch, moves []job.Move) ([]Moved, error)
 	// Load answers runs by id, nil where there is none (Q3).
 	Load(ctx context.Context, ids []job.RunID) ([]*job.Run, error)
-	// Live answers runs that are not terminal in the order of their ids, those after the given id.
+	// Live answers runs that are not terminal in the order of their ids, those after the given id, without what the work
+	// itself needs: payload, spec, labels, result and error may be left out.
 	Live(ctx context.Context, after job.RunID, limit int) ([]*job.Run, error)
 	// Heads answers jobs of all namespaces in the order of namespace and name, those after the given one (L7).
 	Heads(ctx context.Context, afterNamespace, afterName string, limit int) ([]job.JobHead, error)
-	// LiveOfJob answers the runs of one job that are not terminal, in the order of their ids.
+	// LiveOfJob answers the runs of one job that are not terminal, in the order of their ids, as Live does.
 	LiveOfJob(ctx context.Context, id job.JobID, limit int) ([]*job.Run, error)
+	// Backlog answers, of each wanted lane, the first runs after a place in it that are queued, or scheduled and ready by
+	// until, and have no cancel intent: in the order of the wants, and in each lane by Order and id (Q2).
+	Backlog(ctx context.Context, wants []job.LaneAfter, until job.Instant) ([]job.QueueEntry, error)
 }
 
 // Moved is defined with the words, so that the scheduler needs no storage package.
@@ -123,11 +131,13 @@ type Prunes interface {
 // Queue holds what is startable, in order. The leader is its only writer (Q1), and everything in it is derived from the
 // store: an entry may be stale or doubled (Q3), and all of them may vanish.
 type Queue interface {
-	// Raise makes epoch the queue's and empties nothing. A lower one than the queue's is Fenced.
-	Raise(ctx context.Context, epoch job.Epoch) error
-	// Push adds entries. One whose run is queued already replaces it. A full lane refuses the entry: its index is in the
-	// answer, and the run stays in the store until the lane has room (Q2).
-	Push(ctx context.Context, epoch job.Epoch, entries []QueueEntry) (refused []int, err error)
+	// Raise makes epoch the queue's, empties nothing, and answers the queue's as it then is. A lower one than the queue's is
+	// Fenced, and the queue's is answered beside the error.
+	Raise(ctx context.Context, epoch job.Epoch) (job.Epoch, error)
+	// Push adds entries at now. One whose run is queued already replaces it. A lane holds so many and no more, the first
+	// ones: what is ready comes before what is not, by Order and id, and what is not ready by its time and id. What the
+	// lane has no room for, pushed now or queued before, is answered: those runs stay in the store (Q2).
+	Push(ctx context.Context, epoch job.Epoch, now job.Instant, entries []QueueEntry) (left []QueueEntry, err error)
 	// Pop takes up to the wanted number of entries that are ready at now from each lane, first the smallest Order.
 	Pop(ctx context.Context, epoch job.Epoch, now job.Instant, wants []LaneWant) ([]QueueEntry, error)
 	// Remove takes entries out, wherever they are.

@@ -27,7 +27,7 @@ type Store interface {
 
 // Queue is where work comes from.
 type Queue interface {
-	Push(ctx context.Context, epoch job.Epoch, entries []job.QueueEntry) (refused []int, err error)
+	Push(ctx context.Context, epoch job.Epoch, now job.Instant, entries []job.QueueEntry) (left []job.QueueEntry, err error)
 	Pop(ctx context.Context, epoch job.Epoch, now job.Instant, wants []job.LaneWant) ([]job.QueueEntry, error)
 	Lanes(ctx context.Context, now job.Instant) ([]job.LaneDepth, error)
 }
@@ -352,7 +352,7 @@ func (d *Dispatcher) pushBack(ctx context.Context, entries []job.QueueEntry) {
 	if len(entries) == 0 {
 		return
 	}
-	if _, err := d.Queue.Push(ctx, d.Epoch, entries); err != nil && ctx.Err() == nil {
+	if _, err := d.Queue.Push(ctx, d.Epoch, d.Now(), entries); err != nil && ctx.Err() == nil {
 		d.Logger.Warn("putting runs back into the queue", "count", len(entries), "err", err) // the reconciler finds them
 	}
 }

@@ -36,7 +36,7 @@ type Store interface {
 // Queue is what is mended.
 type Queue interface {
 	Holds(ctx context.Context, ids []job.RunID) ([]bool, error)
-	Push(ctx context.Context, epoch job.Epoch, entries []job.QueueEntry) (refused []int, err error)
+	Push(ctx context.Context, epoch job.Epoch, now job.Instant, entries []job.QueueEntry) (left []job.QueueEntry, err error)
 }
 
 // Control tells what is paused.
@@ -227,11 +227,11 @@ func (r *Reconciler) queue(ctx context.Context, runs []*job.Run) error {
 	if len(entries) == 0 {
 		return nil
 	}
-	refused, err := r.Queue.Push(ctx, r.Epoch, entries)
+	left, err := r.Queue.Push(ctx, r.Epoch, now, entries)
 	if err != nil {
 		return err
 	}
-	r.mended("queued", len(entries)-len(refused))
+	r.mended("queued", len(entries)-len(left))
 	r.Wake()
 	return nil
 }

@@ -30,7 +30,7 @@ type Store interface {
 
 // Queue takes what goes on.
 type Queue interface {
-	Push(ctx context.Context, epoch job.Epoch, entries []job.QueueEntry) (refused []int, err error)
+	Push(ctx context.Context, epoch job.Epoch, now job.Instant, entries []job.QueueEntry) (left []job.QueueEntry, err error)
 }
 
 // Gateways acknowledge.
@@ -429,7 +429,7 @@ func (s *Settler) after(ctx context.Context, moved []job.Moved) error {
 		}
 	}
 	if len(entries) > 0 {
-		if _, err := s.Queue.Push(ctx, s.Epoch, entries); err != nil {
+		if _, err := s.Queue.Push(ctx, s.Epoch, s.Now(), entries); err != nil {
 			s.Logger.Warn("queueing retries", "count", len(entries), "err", err) // the reconciler queues them
 		}
 	}

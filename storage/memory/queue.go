@@ -48,14 +48,14 @@ type item struct {
 }
 
 // Raise implements storage.Queue.
-func (q *Queue) Raise(_ context.Context, epoch job.Epoch) error {
+func (q *Queue) Raise(_ context.Context, epoch job.Epoch) (job.Epoch, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if err := q.fenced(epoch); err != nil {
-		return err
+		return q.epoch, err
 	}
 	q.epoch = epoch
-	return nil
+	return epoch, nil
 }
 
 func (q *Queue) fenced(epoch job.Epoch) error {
@@ -66,13 +66,13 @@ func (q *Queue) fenced(epoch job.Epoch) error {
 }
 
 // Push implements storage.Queue.
-func (q *Queue) Push(_ context.Context, epoch job.Epoch, entries []job.QueueEntry) (refused []int, err error) {
+func (q *Queue) Push(_ context.Context, epoch job.Epoch, now job.Instant, entries []job.QueueEntry) (left []job.QueueEntry, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if err := q.fenced(epoch); err != nil {
 		return nil, err
 	}
-	for i, e := range entries {
+	for _, e := range entries {
 		if old := q.items[e.RunID]; old != nil {
 			q.drop(old)
 		}
@@ -82,7 +82,7 @@ func (q *Queue) Push(_ context.Context, epoch job.Epoch, entries []job.QueueEntr
 			q.lanes[e.Lane] = l
 		}
 		if l.size() >= q.maxLane {
-			refused = append(refused, i)
+			left = append(left, e)
 			continue
 		}
 		it := &item{QueueEntry: e, order: job.Order(e.ReadyAt, e.Priority), delayed: true}
@@ -90,7 +90,7 @@ func (q *Queue) Push(_ context.Context, epoch job.Epoch, entries []job.QueueEntr
 		// Everything enters through the delayed heap: only Pop and Lanes know what time it is.
 		heap.Push(&l.delayed, it)
 	}
-	return refused, nil
+	return left, nil
 }
 
 // Pop implements storage.Queue.

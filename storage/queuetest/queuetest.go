@@ -31,6 +31,13 @@ func entry(n int, lane job.LaneKey, priority uint8, readyAt job.Instant) job.Que
 	return job.QueueEntry{RunID: id(n), Lane: lane, Priority: priority, ReadyAt: readyAt}
 }
 
+func numbers(es []job.QueueEntry) (ns []int) {
+	for _, e := range es {
+		ns = append(ns, int(e.RunID[15])|int(e.RunID[14])<<8)
+	}
+	return ns
+}
+
 // Run judges a queue.
 func Run(t *testing.T, o Options) {
 	ctx := context.Background()
@@ -38,16 +45,16 @@ func Run(t *testing.T, o Options) {
 		t.Helper()
 		t.Parallel()
 		q := o.Open(t, 1000)
-		if err := q.Raise(ctx, 1); err != nil {
+		if _, err := q.Raise(ctx, 1); err != nil {
 			t.Fatal(err)
 		}
 		return q
 	}
 	push := func(t *testing.T, q storage.Queue, es ...job.QueueEntry) {
 		t.Helper()
-		refused, err := q.Push(ctx, 1, es)
-		if err != nil || len(refused) > 0 {
-			t.Fatalf("push: refused %v, %v", refused, err)
+		left, err := q.Push(ctx, 1, t0, es)
+		if err != nil || len(left) > 0 {
+			t.Fatalf("push: left %v, %v", left, err)
 		}
 	}
 	pop := func(t *testing.T, q storage.Queue, now job.Instant, wants ...job.LaneWant) []int {
@@ -56,11 +63,7 @@ func Run(t *testing.T, o Options) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var ns []int
-		for _, e := range es {
-			ns = append(ns, int(e.RunID[15])|int(e.RunID[14])<<8)
-		}
-		return ns
+		return numbers(es)
 	}
 	expect := func(t *testing.T, got, want []int) {
 		t.Helper()
@@ -119,11 +122,11 @@ func Run(t *testing.T, o Options) {
 	t.Run("a full lane refuses, others do not, and room comes back", func(t *testing.T) {
 		t.Parallel()
 		q := o.Open(t, 2)
-		refused, err := q.Push(ctx, 1, []job.QueueEntry{entry(1, "a", 5, t0), entry(2, "a", 5, t0), entry(3, "a", 5, t0), entry(4, "b", 5, t0), entry(1, "a", 4, t0)})
+		left, err := q.Push(ctx, 1, t0, []job.QueueEntry{entry(1, "a", 5, t0), entry(2, "a", 5, t0), entry(3, "a", 5, t0), entry(4, "b", 5, t0), entry(1, "a", 4, t0)})
 		if err != nil {
 			t.Fatal(err)
 		}
-		expect(t, refused, []int{2})
+		expect(t, numbers(left), []int{3})
 		expect(t, pop(t, q, t0, job.LaneWant{Lane: "a", Max: 1}), []int{2})
 		push(t, q, entry(3, "a", 5, t0))
 		expect(t, pop(t, q, t0, job.LaneWant{Lane: "a", Max: 9}), []int{3, 1})
@@ -162,12 +165,16 @@ func Run(t *testing.T, o Options) {
 	t.Run("L1: an older epoch is refused everywhere and changes nothing", func(t *testing.T) {
 		q := open(t)
 		push(t, q, entry(1, "a", 5, t0))
-		if err := q.Raise(ctx, 3); err != nil {
+		if _, err := q.Raise(ctx, 3); err != nil {
 			t.Fatal(err)
 		}
-		_, pushErr := q.Push(ctx, 2, []job.QueueEntry{entry(2, "a", 5, t0)})
+		_, pushErr := q.Push(ctx, 2, t0, []job.QueueEntry{entry(2, "a", 5, t0)})
 		_, popErr := q.Pop(ctx, 2, t0, []job.LaneWant{{Lane: "a", Max: 9}})
-		for what, err := range map[string]error{"raise": q.Raise(ctx, 2), "push": pushErr, "pop": popErr,
+		stands, raiseErr := q.Raise(ctx, 2)
+		if stands != 3 {
+			t.Errorf("raising to 2 answers that %d stands, want 3", stands)
+		}
+		for what, err := range map[string]error{"raise": raiseErr, "push": pushErr, "pop": popErr,
 			"remove": q.Remove(ctx, 2, []job.RunID{id(1)}), "reset": q.Reset(ctx, 2)} {
 			if job.CodeOf(err) != job.Fenced {
 				t.Errorf("%s under an old epoch: %v, want fenced", what, err)

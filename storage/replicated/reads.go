@@ -2,6 +2,7 @@ package replicated
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"iter"
 	"slices"
@@ -86,6 +87,34 @@ func (s *Store) Live(_ context.Context, after job.RunID, limit int) ([]*job.Run,
 // LiveOfJob implements storage.Moves.
 func (s *Store) LiveOfJob(_ context.Context, id job.JobID, limit int) ([]*job.Run, error) {
 	return take(s.state.View().LiveOfJob(id), limit), nil
+}
+
+// Backlog implements storage.Moves. It looks at every live run: with the embedded store a queue holds all there can be, so
+// it is asked for next to never.
+func (s *Store) Backlog(_ context.Context, wants []job.LaneAfter, until job.Instant) ([]job.QueueEntry, error) {
+	lanes := make(map[job.LaneKey][]job.QueueEntry, len(wants))
+	for _, w := range wants {
+		lanes[w.Lane] = nil
+	}
+	for r := range s.state.View().Live(job.RunID{}) {
+		list, wanted := lanes[r.LaneKey()]
+		if wanted && r.Startable(until) {
+			lanes[r.LaneKey()] = append(list, r.Entry())
+		}
+	}
+	var all []job.QueueEntry
+	for _, w := range wants {
+		list := lanes[w.Lane]
+		slices.SortFunc(list, job.QueueEntry.Compare)
+		from, _ := slices.BinarySearchFunc(list, w, func(e job.QueueEntry, w job.LaneAfter) int {
+			if c := cmp.Or(cmp.Compare(e.Order(), w.Order), bytes.Compare(e.RunID[:], w.After[:])); c != 0 {
+				return c
+			}
+			return -1 // the place itself is not wanted again
+		})
+		all = append(all, list[from:min(len(list), from+w.Max)]...)
+	}
+	return all, nil
 }
 
 // Run implements storage.Reads.

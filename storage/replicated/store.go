@@ -119,6 +119,9 @@ func (s *Store) DeleteJob(ctx context.Context, namespace, name string, ifVersion
 	return propose[*job.Job](ctx, s, &fsm.DeleteJob{Namespace: namespace, Name: name, IfVersion: ifVersion})
 }
 
+// StartVersion implements storage.Definitions. The state machine does it by itself when a schedule is put.
+func (s *Store) StartVersion(context.Context, job.JobID, uint64, job.Instant) error { return nil }
+
 // Submit implements storage.Births.
 func (s *Store) Submit(ctx context.Context, runs []*job.Run) ([]job.Receipt, error) {
 	receipts := make([]job.Receipt, len(runs))
@@ -181,9 +184,11 @@ func inParts[T, R any](ctx context.Context, s *Store, items []T, size func(*T) i
 }
 
 // Raise implements storage.Moves.
-func (s *Store) Raise(ctx context.Context, epoch job.Epoch) error {
-	_, err := propose[any](ctx, s, &fsm.RaiseStore{Epoch: epoch})
-	return err
+func (s *Store) Raise(ctx context.Context, epoch job.Epoch) (job.Epoch, error) {
+	if _, err := propose[any](ctx, s, &fsm.RaiseStore{Epoch: epoch}); err != nil {
+		return s.state.View().StoreEpoch(), err
+	}
+	return epoch, nil
 }
 
 // StoreTicks implements storage.Moves.

@@ -40,12 +40,15 @@ const (
 	Live       Method = "Live"
 	LiveOfJob  Method = "LiveOfJob"
 	Heads      Method = "Heads"
-	GetRun     Method = "Run"
-	Runs       Method = "Runs"
-	Attempts   Method = "Attempts"
-	Ticks      Method = "Ticks"
-	Usage      Method = "Usage"
-	Prune      Method = "Prune"
+	Backlog    Method = "Backlog"
+
+	StartVersion Method = "StartVersion"
+	GetRun       Method = "Run"
+	Runs         Method = "Runs"
+	Attempts     Method = "Attempts"
+	Ticks        Method = "Ticks"
+	Usage        Method = "Usage"
+	Prune        Method = "Prune"
 )
 
 // Faulty is a store that fails on cue. It is safe for concurrent use.
@@ -170,9 +173,8 @@ func (f *Faulty) Cancel(ctx context.Context, intents []job.CancelIntent) ([]job.
 }
 
 // Raise implements storage.Store.
-func (f *Faulty) Raise(ctx context.Context, epoch job.Epoch) error {
-	_, err := try(f, Raise, func() (struct{}, error) { return struct{}{}, f.of.Raise(ctx, epoch) })
-	return err
+func (f *Faulty) Raise(ctx context.Context, epoch job.Epoch) (job.Epoch, error) {
+	return try(f, Raise, func() (job.Epoch, error) { return f.of.Raise(ctx, epoch) })
 }
 
 // StoreTicks implements storage.Store.
@@ -198,6 +200,17 @@ func (f *Faulty) Live(ctx context.Context, after job.RunID, limit int) ([]*job.R
 // Heads implements storage.Store.
 func (f *Faulty) Heads(ctx context.Context, afterNamespace, afterName string, limit int) ([]job.JobHead, error) {
 	return try(f, Heads, func() ([]job.JobHead, error) { return f.of.Heads(ctx, afterNamespace, afterName, limit) })
+}
+
+// Backlog implements storage.Store.
+func (f *Faulty) Backlog(ctx context.Context, wants []job.LaneAfter, until job.Instant) ([]job.QueueEntry, error) {
+	return try(f, Backlog, func() ([]job.QueueEntry, error) { return f.of.Backlog(ctx, wants, until) })
+}
+
+// StartVersion implements storage.Store.
+func (f *Faulty) StartVersion(ctx context.Context, id job.JobID, version uint64, from job.Instant) error {
+	_, err := try(f, StartVersion, func() (struct{}, error) { return struct{}{}, f.of.StartVersion(ctx, id, version, from) })
+	return err
 }
 
 // LiveOfJob implements storage.Store.

@@ -19,15 +19,15 @@ func (f *fixture) liveOf(id job.JobID) []job.RunID {
 
 var moves = []testCase{
 	{"L1: raising takes higher epochs only", func(f *fixture) {
-		f.code("raise the same epoch", f.Raise(f.ctx, 1), job.Fenced)
-		f.code("raise to 5", f.Raise(f.ctx, 5), "")
-		f.code("raise to 4", f.Raise(f.ctx, 4), job.Fenced)
-		f.code("raise to 6", f.Raise(f.ctx, 6), "")
+		f.raise(1, 1, job.Fenced)
+		f.raise(5, 5, "")
+		f.raise(4, 5, job.Fenced)
+		f.raise(6, 6, "")
 	}},
 	{"L1: what an older epoch sends is refused and changes nothing", func(f *fixture) {
 		j := f.put(f.document("a"))
 		r := f.submit(f.run(f.now, ofJob(j)))[0]
-		f.code("raise", f.Raise(f.ctx, 3), "")
+		f.raise(3, 3, "")
 		tick := job.Tick{JobID: j.ID, Version: 1, ScheduledAt: f.now, Disposition: job.TickRun, DecidedAt: f.now}
 		_, err := f.StoreTicks(f.ctx, 2, []job.Tick{tick})
 		f.code("store ticks", err, job.Fenced)

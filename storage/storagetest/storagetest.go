@@ -61,7 +61,7 @@ func newFixture(t *testing.T, s storage.Store) *fixture {
 	t.Helper()
 	// Whole milliseconds, since that is what ids hold; the real time, since stores may place rows by it.
 	f := &fixture{T: t, Store: s, ctx: context.Background(), now: job.At(time.Now().Truncate(time.Millisecond))}
-	if err := s.Raise(f.ctx, 1); err != nil {
+	if _, err := s.Raise(f.ctx, 1); err != nil {
 		t.Fatalf("raise epoch 1: %v", err)
 	}
 	return f
@@ -154,6 +154,16 @@ func (f *fixture) read(id job.RunID) *job.Run {
 // Run keeps testing.T's method of that name out of the way.
 func (f *fixture) Run(ctx context.Context, id job.RunID) (*job.Run, error) {
 	return f.Store.Run(ctx, id)
+}
+
+// raise raises the epoch, or is refused, and checks which one stands.
+func (f *fixture) raise(to, stands job.Epoch, want job.Code) {
+	f.Helper()
+	got, err := f.Raise(f.ctx, to)
+	f.code(fmt.Sprintf("raise to %d", to), err, want)
+	if got != stands {
+		f.Fatalf("raise to %d: the store answers %d, want %d", to, got, stands)
+	}
 }
 
 func (f *fixture) move(moves ...job.Move) []job.Moved {
