@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/musterhq/muster/api"
+	"github.com/musterhq/muster/internal/failpoint"
 	"github.com/musterhq/muster/job"
 )
 
@@ -122,6 +123,7 @@ func (f flags) Maintain(ctx context.Context, on bool) error {
 type hints struct{ *node }
 
 func (h hints) Born(runs []*job.Run) {
+	failpoint.Hit("births/stored")
 	entries := make([]job.QueueEntry, 0, len(runs))
 	for _, r := range runs {
 		if r.State == job.Queued || r.State == job.Scheduled {
