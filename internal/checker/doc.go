@@ -1,4 +1,4 @@
-// Package checker judges a saved history against the promises of the design (section 7, D1 to D5). It is pure: it reads
+// Package checker judges a saved history against the promises of the design (section 7, D1 to D6). It is pure: it reads
 // what was written down, asks nobody, and says which promise was broken, by what, and how it shows.
 //
 // A history (History, one JSON line per fact) has three sources, so that no party is judged by its own word alone:

@@ -24,6 +24,8 @@ type History struct {
 	Leads    []Lead
 	Digests  []Digest
 	Refusals []Refusal
+	// Store is the rung that the cluster has for its own; 0: it is not judged where runs lie.
+	Store job.Home
 }
 
 // Life is one process of the system, from its start to its end. Several may live at once.
@@ -48,9 +50,17 @@ const (
 	Both   Role = ""     // a node with its own worker
 	Node   Role = "node" // alone
 	Worker Role = "worker"
+	// Store is what keeps the cluster's state (Postgres) or its queue (Redis); the name says which.
+	Store Role = "store"
 )
 
-// Fault is what was done to a process without ending it.
+// The names of stores, in faults.
+const (
+	Postgres = "postgres"
+	Redis    = "redis"
+)
+
+// Fault is what was done to a process without ending it, or to a store.
 type Fault struct {
 	Kind FaultKind `json:"kind"`
 	Role Role      `json:"role,omitempty"`
@@ -68,6 +78,10 @@ const (
 	Pause FaultKind = "pause" // it did not get to run: SIGSTOP
 	// Cut: it was cut off from those whom it needs, of a worker all nodes that can reach a leader.
 	Cut FaultKind = "cut"
+	// Away: a store answered nobody, because it was stopped, killed or did not get to run.
+	Away FaultKind = "away"
+	// Forgot: a store forgot something, or all: flushed, or put back to an earlier day.
+	Forgot FaultKind = "forgot"
 )
 
 // Lead says that a node began to lead, by its own word.
@@ -111,6 +125,8 @@ type Op struct {
 	// Bad: the client asked, on purpose, for what must be refused (D5). Field is the field that the refusal names.
 	Bad   bool   `json:"bad,omitempty"`
 	Field string `json:"field,omitempty"`
+	// Reason is the finer reason of a refusal.
+	Reason string `json:"reason,omitempty"`
 
 	// Of a submission: the id that the client made, its key, and its body without id and key. Of the others: the run.
 	ID   job.RunID       `json:"id,omitzero"`
@@ -208,6 +224,7 @@ type Line struct {
 	Lead    *Lead    `json:"lead,omitempty"`
 	Digest  *Digest  `json:"digest,omitempty"`
 	Refusal *Refusal `json:"refusal,omitempty"`
+	Store   job.Home `json:"store,omitempty"`
 }
 
 // Read adds the lines of one file to the history. A last line that was cut off is left out: its writer was killed.
@@ -253,5 +270,7 @@ func (h *History) Add(l Line) {
 		h.Digests = append(h.Digests, *l.Digest)
 	case l.Refusal != nil:
 		h.Refusals = append(h.Refusals, *l.Refusal)
+	case l.Store != 0:
+		h.Store = l.Store
 	}
 }

@@ -30,6 +30,8 @@ const (
 	WrongAnswer   Rule = "D1 wrong answer"    // a submission was answered with another run
 	Denied        Rule = "D1 denied"          // accepted, and a node said afterwards that it does not exist
 	Diverged      Rule = "D1 diverged"        // two replicas differ at one place in the log
+	WrongHome     Rule = "D1 wrong home"      // accepted, or kept, elsewhere than on the cluster's own store
+	AcceptedAway  Rule = "D1 accepted, away"  // accepted between two moments in which its store answered nobody
 	KeySplit      Rule = "D1 key split"       // one key, two runs
 	KeyShared     Rule = "D1 key shared"      // one key, two bodies, both accepted
 	TickMissing   Rule = "D2 missing"         // due, and not decided
@@ -66,6 +68,8 @@ const (
 	WrongAttempts Rule = "D4 attempts"        // the recorded attempts of a run cannot have been
 	BadAccepted   Rule = "D5 accepted"        // bad input was accepted
 	BadAnswer     Rule = "D5 bad answer"      // bad input was refused without a 4xx that names the field
+	AwayAnswer    Rule = "D6 away answer"     // its store was away, and a submission was not refused as documented
+	AwaySlow      Rule = "D6 away, slow"      // ... or not soon
 )
 
 // CancelInFlight is how long after an accepted cancel a start may still happen: an assignment that was under way (L9
@@ -75,6 +79,12 @@ const CancelInFlight = Moment(5 * time.Second)
 // Late is how long after it should have a process on a busy machine may still act: stop work whose lease has ended, or
 // start a command that it was told to start.
 const Late = Moment(5 * time.Second)
+
+// Noticed is how long a store may be away until every node knows; from then on it answers at once.
+const Noticed = Moment(5 * time.Second)
+
+// AtOnce is what at once means to a client of a busy machine.
+const AtOnce = Moment(time.Second)
 
 // Apart is how far the time of a cluster may be from the clock of the machine on which all its nodes are: their clocks are
 // brought together over a network, and offsets below this one are not followed (L8).
@@ -98,6 +108,8 @@ type Report struct {
 	LateWorkers, LateLeaders   int // refusals
 	Replicas                   int // whose state was compared
 	Bad                        int // bad submissions
+	Away                       int // submissions asked and answered while the store was away
+	AwaySlowest                Moment
 }
 
 // Judge judges a history. The violations come in the order of the rules' promises, and of what they are about.
@@ -121,6 +133,8 @@ func Judge(h *History) *Report {
 	}
 	j.submissions()
 	j.keys()
+	j.homes()
+	j.away()
 	for i := range h.Jobs {
 		j.ticks(&h.Jobs[i])
 	}
