@@ -78,7 +78,7 @@ const (
 	Pause FaultKind = "pause" // it did not get to run: SIGSTOP
 	// Cut: it was cut off from those whom it needs, of a worker all nodes that can reach a leader.
 	Cut FaultKind = "cut"
-	// Away: a store answered nobody, because it was stopped, killed or did not get to run.
+	// Away: a store was stopped or killed, so that connections to it were refused.
 	Away FaultKind = "away"
 	// Forgot: a store forgot something, or all: flushed, or put back to an earlier day.
 	Forgot FaultKind = "forgot"

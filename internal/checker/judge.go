@@ -80,7 +80,8 @@ const CancelInFlight = Moment(5 * time.Second)
 // start a command that it was told to start.
 const Late = Moment(5 * time.Second)
 
-// Noticed is how long a store may be away until every node knows; from then on it answers at once.
+// Noticed is how long a store may answer nothing until every node knows that it is away; one that refuses connections
+// is known to be away at once.
 const Noticed = Moment(5 * time.Second)
 
 // AtOnce is what at once means to a client of a busy machine.

@@ -7,8 +7,8 @@ import (
 	"github.com/musterhq/muster/job"
 )
 
-// awayRun is submitted while the store of storedHistory is away.
-var awayRun = runID(40)
+// Two are submitted while the store of storedHistory is away, one of them before anybody had noticed.
+var awayRun, earlyRun = runID(40), runID(42)
 
 // storedHistory is the good history of a cluster whose store is Postgres, which is away from 10 s to 20 s.
 func storedHistory() *checker.History {
@@ -22,13 +22,13 @@ func storedHistory() *checker.History {
 			a.Home = job.HomePostgres
 		}
 	}
-	h.Faults = append(h.Faults, checker.Fault{Kind: checker.Away, Role: checker.Store, Name: checker.Postgres, From: moment(10_000), To: moment(20_000)},
+	h.Faults = append(h.Faults, checker.Fault{Kind: checker.Pause, Role: checker.Store, Name: checker.Postgres, From: moment(10_000), To: moment(20_000)},
 		checker.Fault{Kind: checker.Forgot, Role: checker.Store, Name: checker.Redis, From: moment(9_000), To: moment(9_000)})
 	h.Ops = append(h.Ops, checker.Op{Kind: checker.Submit, ID: awayRun, Node: "n1", Outcome: checker.Refused, Status: 503, Reason: "store_unavailable",
 		Asked: moment(16_000), Done: moment(16_010), Body: body(`{"spec": {}}`)})
 	for _, early := range []checker.Op{
 		{ID: runID(41), Outcome: checker.Unknown, Node: "n1", Asked: moment(9_900), Done: moment(12_000)},  // under way
-		{ID: runID(42), Outcome: checker.Unknown, Node: "n1", Asked: moment(10_100), Done: moment(13_000)}, // nobody had noticed
+		{ID: earlyRun, Outcome: checker.Unknown, Node: "n1", Asked: moment(10_100), Done: moment(13_000)}, // nobody had noticed
 		{ID: runID(43), Outcome: checker.Unknown, Asked: moment(16_000), Done: moment(19_000)},             // an SDK's patience
 		{ID: runID(44), Outcome: checker.Refused, Node: "n1", Bad: true, Status: 422, Field: "spec", Asked: moment(16_000), Done: moment(16_001)},
 	} {
@@ -63,6 +63,14 @@ func TestPlantedBugsOfStores(t *testing.T) {
 			h.Runs = append(h.Runs, checker.Run{Run: job.Run{ID: awayRun, Trigger: job.ByAPI, State: job.Failed, Home: job.HomePostgres}})
 		}, []checker.Rule{checker.AcceptedAway}},
 		{"refused late", func(h *checker.History) { submit(h, awayRun).Done = moment(18_000) }, []checker.Rule{checker.AwaySlow}},
+		{"of a store that refuses connections, refused late", func(h *checker.History) {
+			h.Faults[len(h.Faults)-2].Kind = checker.Away
+			for i := range h.Ops {
+				if h.Ops[i].ID == earlyRun {
+					h.Ops[i].Asked, h.Ops[i].Done = moment(11_200), moment(13_000)
+				}
+			}
+		}, []checker.Rule{checker.AwaySlow, checker.AwayAnswer}},
 		{"refused for another reason", func(h *checker.History) { submit(h, awayRun).Reason = "no_leader" }, []checker.Rule{checker.AwayAnswer}},
 		{"refused with another status", func(h *checker.History) { submit(h, awayRun).Status = 404 }, []checker.Rule{checker.AwayAnswer}},
 		{"not answered at all", func(h *checker.History) {

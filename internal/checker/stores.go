@@ -33,7 +33,7 @@ func (j *judge) away() {
 			continue
 		}
 		n := slices.IndexFunc(j.h.Faults, func(f Fault) bool {
-			return f.Kind == Away && f.Name == Postgres && f.From <= op.Asked && op.Asked < f.To
+			return f.Role == Store && f.Name == Postgres && (f.Kind == Away || f.Kind == Pause) && f.From <= op.Asked && op.Asked < f.To
 		})
 		if n < 0 {
 			continue
@@ -45,7 +45,11 @@ func (j *judge) away() {
 				j.broken(AcceptedAway, op.ID, "it was accepted %s after its store had gone, %s before that was back", span(f.From, op.Done), span(op.Done, f.To))
 			}
 		}
-		if op.Node == "" || op.Asked < f.From+Noticed || op.Asked > f.To-AtOnce {
+		noticed := f.From + AtOnce
+		if f.Kind == Pause {
+			noticed = f.From + Noticed
+		}
+		if op.Node == "" || op.Asked < noticed || op.Asked > f.To-AtOnce {
 			continue // an SDK asks again until its time is over
 		}
 		if took := op.Done - op.Asked; took > AtOnce {
