@@ -153,6 +153,15 @@ func (c *Control) FlagWorker(ctx context.Context, name string, state job.WorkerS
 	return proposeOnly(ctx, c.proposer, &fsm.FlagWorker{Name: name, State: state})
 }
 
+// SetStore decides what the cluster's store is, fsm.StoreEmbedded or fsm.StorePostgres (S11). The first one wins; another
+// one than that is Conflict, reason store_setting.
+func (c *Control) SetStore(ctx context.Context, kind string) error {
+	return proposeOnly(ctx, c.proposer, &fsm.SetStore{Store: kind})
+}
+
+// Store answers what the cluster's store is, or "" while nobody has set it.
+func (c *Control) Store() string { return c.state.Store() }
+
 // Grants answers the live leases.
 func (c *Control) Grants() []job.Grant { return c.state.Grants() }
 

@@ -164,6 +164,14 @@ func TestAdminWrites(t *testing.T) {
 	if err := c.FlagWorker(ctx, "w", "asleep"); job.CodeOf(err) != job.Invalid {
 		t.Error(err)
 	}
+	for range 2 {
+		if err := c.SetStore(ctx, fsm.StorePostgres); err != nil || c.Store() != fsm.StorePostgres {
+			t.Error(c.Store(), err)
+		}
+	}
+	if err := c.SetStore(ctx, fsm.StoreEmbedded); job.AsError(err).Reason != "store_setting" {
+		t.Error(err)
+	}
 	if err := c.DropSchedule(ctx, j, 0); err != nil || len(c.Marks()) != 0 {
 		t.Error(err)
 	}

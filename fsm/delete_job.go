@@ -3,7 +3,8 @@ package fsm
 import "github.com/musterhq/muster/job"
 
 // DeleteJob removes a job of the embedded store with its versions. Runs stay, and so do the versions that live ones need
-// until the last of them ended. It answers the *job.Job that was deleted.
+// until the last of them ended. A job that others depend on is Conflict, reason has_dependents. It answers the *job.Job
+// that was deleted.
 type DeleteJob struct {
 	Namespace string `cbor:"1,keyasint"`
 	Name      string `cbor:"2,keyasint"`
@@ -24,6 +25,9 @@ func (c *DeleteJob) apply(t *tx, _ Meta) Result {
 	case c.IfVersion != 0 && c.IfVersion != old.Version:
 		return refuse(job.Errorf(job.Conflict, "version", "the job %q is at version %d, not %d", c.Name, old.Version, c.IfVersion))
 	}
+	if first, all := t.edges.dependents(c.Namespace, c.Name, job.MaxNamedDependents); all > 0 {
+		return refuse(job.HasDependents(c.Name, first, all))
+	}
 	gone := *old
 	if v := t.versions.get(versionID{old.ID, old.Version}); v != nil {
 		gone.Spec = v.spec()
@@ -43,5 +47,6 @@ func (c *DeleteJob) apply(t *tx, _ Meta) Result {
 		}
 	}
 	t.jobs.del(old)
+	t.edges.set(c.Namespace, c.Name, nil)
 	return Result{Value: &gone}
 }

@@ -131,6 +131,7 @@ func (c *DropNode) apply(t *tx, _ Meta) Result {
 type directory struct {
 	clusterID    string
 	gossipSecret []byte
+	store        string
 	nodes        table[string, job.Node]
 	credentials  table[string, job.Credential]
 	// readable has the newest version of each kind that all nodes read, and the node that reads no newer one. It is nil
@@ -146,7 +147,7 @@ type leastReader struct {
 
 // newDirectory freezes tables; the caller holds the lock that writers hold.
 func newDirectory(t *tables) *directory {
-	d := &directory{clusterID: t.g.ClusterID, gossipSecret: t.g.GossipSecret, nodes: t.nodes.frozen(), credentials: t.credentials.frozen()}
+	d := &directory{clusterID: t.g.ClusterID, gossipSecret: t.g.GossipSecret, store: t.g.Store, nodes: t.nodes.frozen(), credentials: t.credentials.frozen()}
 	nodes := d.byName()
 	for i := range nodes {
 		if len(nodes[i].Reads) > 0 && d.readable == nil {

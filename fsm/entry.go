@@ -38,6 +38,7 @@ const (
 	KindPutCredential  Kind = 14
 	KindDropCredential Kind = 15
 	KindCheckpoint     Kind = 16
+	KindSetStore       Kind = 17
 
 	KindRaiseStore Kind = 32
 	KindPutJob     Kind = 33
@@ -157,6 +158,7 @@ var codecs = []codec{
 	{KindPutCredential, 1, "put_credential", func() Command { return new(PutCredential) }},
 	{KindDropCredential, 1, "drop_credential", func() Command { return new(DropCredential) }},
 	{KindCheckpoint, 1, "checkpoint", func() Command { return new(Checkpoint) }},
+	{KindSetStore, 1, "set_store", func() Command { return new(SetStore) }},
 	{KindRaiseStore, 1, "raise_store", func() Command { return new(RaiseStore) }},
 	{KindPutJob, 1, "put_job", func() Command { return new(PutJob) }},
 	{KindDeleteJob, 1, "delete_job", func() Command { return new(DeleteJob) }},

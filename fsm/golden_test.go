@@ -64,6 +64,7 @@ func samples() []Command {
 		&PutCredential{Credential: sampleCredential()},
 		&DropCredential{ID: "id"},
 		&Checkpoint{},
+		&SetStore{Store: StorePostgres},
 		&RaiseStore{Epoch: 2},
 		&PutJob{ID: id, Namespace: "ns", Name: "job", Document: []byte(`{}`), IfVersion: 3, NewOnly: true, At: t0},
 		&DeleteJob{Namespace: "ns", Name: "job", IfVersion: 4},
@@ -156,7 +157,7 @@ func TestGoldenSnapshot(t *testing.T) {
 	consistent(t, m.State)
 	v := m.View()
 	if j := v.Job("default", "job-1"); j == nil || j.Version != 1 || v.Run(numbered(2)).State != job.Succeeded || !v.Maintenance() ||
-		v.WorkerFlag("w") != job.WorkerReady || len(m.Nodes()) != 0 || m.ClusterID() != "" {
+		v.WorkerFlag("w") != job.WorkerReady || len(m.Nodes()) != 0 || m.ClusterID() != "" || m.Store() != "" {
 		t.Fatal("the snapshot came back as something else")
 	}
 	if id, index, epoch, err := SnapshotInfo(bytes.NewReader(data)); id != "" || index != m.Index() || epoch != 0 || err != nil {

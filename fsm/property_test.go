@@ -2,7 +2,9 @@ package fsm
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -146,9 +148,11 @@ func (d *drawn) command() Command {
 		return &DropCredential{ID: credentialNumbered(n, "").ID}
 	case KindCheckpoint:
 		return &Checkpoint{}
+	case KindSetStore:
+		return &SetStore{Store: rapid.SampledFrom([]string{"", StoreEmbedded, StorePostgres}).Draw(d.T, "store")}
 	case KindPutJob:
 		return &PutJob{ID: jobNumbered(n), Namespace: "default", Name: name, IfVersion: uint64(d.n("if", 2)), NewOnly: d.n("new", 3) == 0, At: d.at,
-			Document: fmt.Appendf(nil, `{"name":%q,"namespace":"default","description":"%d","exec":{"command":["true"]}}`, name, d.n("text", 3))}
+			Document: d.document(name)}
 	case KindDeleteJob:
 		return &DeleteJob{Namespace: "default", Name: name}
 	case KindSubmit:
@@ -162,6 +166,21 @@ func (d *drawn) command() Command {
 	default:
 		return &Prune{Epoch: d.epoch(), Before: d.time(), Limit: d.n("limit", 5)}
 	}
+}
+
+// document depends on other jobs, itself and jobs that are not there, each now and then.
+func (d *drawn) document(name string) []byte {
+	doc := job.Document{Name: name, Namespace: "default", Description: fmt.Sprint(d.n("text", 3)), Exec: &job.Exec{Command: []string{"true"}}}
+	for up := range 5 {
+		if d.n("depends", 3) == 0 {
+			doc.DependsOn = append(doc.DependsOn, job.Edge{Job: fmt.Sprintf("job-%d", up), On: job.OnDone})
+		}
+	}
+	data, err := json.Marshal(doc)
+	if err != nil {
+		d.Fatal(err)
+	}
+	return data
 }
 
 func (d *drawn) log() *raft.Log {
@@ -205,7 +224,7 @@ func TestSameLogSameState(t *testing.T) {
 		for i, l := range logs {
 			wanted := tagNumbered(byte(1 + d.n("expected", 20)))
 			e := a.Expect(wanted)
-			cluster, credentials := a.ClusterID(), a.Credentials()
+			cluster, credentials, store := a.ClusterID(), a.Credentials(), a.Store()
 			answer := a.Apply(l)
 			same := b.Apply(l)
 			if diff := cmp.Diff(answerTo(rt, wanted, l, answer.([]Result)), e.Results(), sameText); diff != "" {
@@ -214,6 +233,9 @@ func TestSameLogSameState(t *testing.T) {
 			e.Cancel()
 			if a.ClusterID() == cluster && admins(credentials, a.At()) > 0 && admins(a.Credentials(), a.At()) == 0 {
 				rt.Fatalf("entry %d left no admin", i)
+			}
+			if store != "" && a.Store() != store {
+				rt.Fatalf("entry %d changed the store from %s to %s", i, store, a.Store())
 			}
 			if diff := cmp.Diff(answer, same, sameText); diff != "" {
 				rt.Fatalf("entry %d is answered differently:\n%s", i, diff)
@@ -271,6 +293,40 @@ func admins(list []job.Credential, now job.Instant) int {
 		}
 	}
 	return n
+}
+
+// graphIsRight compares the index of edges with the documents, and finds no edge to nowhere and no cycle.
+func graphIsRight(t failer, v *View) {
+	want := newEdges()
+	names := map[string]bool{}
+	for j := range v.Jobs("", "") {
+		if j.Namespace == "default" {
+			names[j.Name] = true
+		}
+		for _, e := range j.Spec.DependsOn {
+			want.ups.add(edge{j.Namespace, j.Name, e.Job})
+			want.downs.add(edge{j.Namespace, e.Job, j.Name})
+		}
+	}
+	all := func(s set[edge]) []edge { return slices.Collect(s.ascend(edge{})) }
+	if ups, downs := all(v.edges.ups), all(v.edges.downs); !slices.Equal(ups, all(want.ups)) || !slices.Equal(downs, all(want.downs)) {
+		t.Fatalf("edges: indexed %v and %v, the documents say %v", ups, downs, all(want.ups))
+	}
+	left := all(want.ups)
+	for _, e := range left {
+		if !names[e.to] {
+			t.Fatalf("job %s depends on %s, which is not there", e.from, e.to)
+		}
+	}
+	for len(left) > 0 { // a job without upstreams, again and again
+		n := len(left)
+		left = slices.DeleteFunc(left, func(e edge) bool {
+			return !slices.ContainsFunc(left, func(o edge) bool { return o.from == e.to })
+		})
+		if len(left) == n {
+			t.Fatalf("a cycle is among %v", left)
+		}
+	}
 }
 
 // prunableIsRight prunes a copy where nothing is said to be prunable, and finds it as it was.
@@ -380,6 +436,8 @@ func consistent(t failer, s *State) {
 			t.Fatalf("job %s has no document", j.Name)
 		}
 	}
+	graphIsRight(t, v)
+	count("store", v.g.Store, s.Store())
 	for p := range v.pins.all() {
 		count("pins", pins[versionID{p.JobID, p.Version}], p.Live)
 	}

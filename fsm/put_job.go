@@ -7,7 +7,11 @@ import (
 	"github.com/musterhq/muster/job"
 )
 
-// PutJob creates a job of the embedded store, or a new version of it. It answers the *job.Job without its Spec.
+// PutJob creates a job of the embedded store, or a new version of it. It answers the *job.Job without its Spec. An
+// upstream that is not there is Invalid; edges that close a cycle are Conflict, reason cycle.
+//
+// Version 1 did not look at depends_on at first. That it does now changes no answer to what is in any log: every node that
+// knew no better refused documents with depends_on before they were proposed (job.Document.Unsupported).
 type PutJob struct {
 	ID        job.JobID   `cbor:"1,keyasint"` // of the job, if it is created
 	Namespace string      `cbor:"2,keyasint"`
@@ -57,6 +61,10 @@ func (c *PutJob) apply(t *tx, _ Meta) Result {
 	if old != nil {
 		next.ID, next.Version, next.CreatedAt = old.ID, old.Version+1, old.CreatedAt
 	}
+	depends, e := t.dependencies(c)
+	if e != nil {
+		return refuse(e)
+	}
 	row := &versionRow{JobID: next.ID, Version: next.Version, Namespace: c.Namespace, Name: c.Name, From: c.At,
 		CreatedAt: c.At, Document: c.Document}
 	if t.g.DefinitionBytes+versionSize(row) > t.g.Limits.filled().MaxDefinitionBytes {
@@ -64,6 +72,7 @@ func (c *PutJob) apply(t *tx, _ Meta) Result {
 	}
 	t.jobs.put(&next)
 	t.putVersion(row)
+	t.edges.set(c.Namespace, c.Name, depends)
 	if next.Version > KeptVersions {
 		id := versionID{next.ID, next.Version - KeptVersions}
 		if v := t.versions.get(id); v != nil && t.pins.get(id) == nil {

@@ -222,6 +222,11 @@ func readSnapshot(in io.Reader) (*restored, error) {
 	if err != nil {
 		return nil, err
 	}
+	for j := range out.tables.jobs.all() {
+		if v := out.tables.versions.get(versionID{j.ID, j.Version}); v != nil {
+			out.tables.edges.set(j.Namespace, j.Name, upstreamsOf(v.Document))
+		}
+	}
 	for b := range out.tables.ended.all() { // in the order of their numbers, so oldest first
 		out.ended.add(b)
 	}

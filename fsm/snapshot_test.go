@@ -16,6 +16,8 @@ func readCloser(r io.Reader) io.ReadCloser { return io.NopCloser(r) }
 func everything(t *testing.T) *machine {
 	m := newMachine(t)
 	m.putJob(1, document)
+	m.putJob(2, `{"name":"job-2","namespace":"default","depends_on":[{"job":"job-1","on":"done"}],"exec":{"command":["true"]}}`)
+	m.do(&SetStore{Store: StoreEmbedded})
 	m.schedule(1, 1)
 	at := t0.Add(1000)
 	k := tickAt(1, 1, at)

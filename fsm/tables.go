@@ -24,6 +24,7 @@ type tables struct {
 
 	jobs     table[jobName, job.Job]
 	versions table[versionID, versionRow]
+	edges    edges // of the current versions
 	pins     table[versionID, pin]
 	// Runs are in one of two tables: live ones, and history once they are terminal. So the leader's reads, births and
 	// pruning each walk a table that holds nothing else, and a backlog does not stand between a reader and history.
@@ -58,6 +59,7 @@ func newTables() *tables {
 
 		jobs:     newTable(lessName, func(j *job.Job) jobName { return jobName{j.Namespace, j.Name} }),
 		versions: newTable(lessVersion, func(v *versionRow) versionID { return versionID{v.JobID, v.Version} }),
+		edges:    newEdges(),
 		pins:     newTable(lessVersion, func(p *pin) versionID { return versionID{p.JobID, p.Version} }),
 		live:     newRunTable(true),
 		history:  newRunTable(false),
@@ -74,7 +76,7 @@ func newTables() *tables {
 func (t *tables) frozen() *tables {
 	return &tables{
 		g: t.g, marks: t.marks.frozen(), flags: t.flags.frozen(), unstored: t.unstored.frozen(), leases: t.leases.frozen(),
-		ended: t.ended.frozen(), nodes: t.nodes.frozen(), credentials: t.credentials.frozen(), jobs: t.jobs.frozen(), versions: t.versions.frozen(), pins: t.pins.frozen(),
+		ended: t.ended.frozen(), nodes: t.nodes.frozen(), credentials: t.credentials.frozen(), jobs: t.jobs.frozen(), versions: t.versions.frozen(), edges: t.edges.frozen(), pins: t.pins.frozen(),
 		live: t.live.frozen(), history: t.history.frozen(), attempts: t.attempts.frozen(), ledger: t.ledger.frozen(),
 		aged: t.aged.frozen(), keys: t.keys.frozen(), keyAges: t.keyAges.frozen(),
 	}
@@ -139,6 +141,7 @@ type globals struct {
 	// The cluster's name and the key of its gossip, from InitCluster.
 	ClusterID    string `cbor:"40,keyasint,omitempty"`
 	GossipSecret []byte `cbor:"41,keyasint,omitempty"`
+	Store        string `cbor:"42,keyasint,omitempty"` // from SetStore
 }
 
 // flagRow is a switch that a person set: a paused job or namespace, a cordoned worker.

@@ -43,7 +43,7 @@ func Forwardable(k Kind) bool {
 	switch k {
 	case KindSubmit, KindCancel, KindPutJob, KindDeleteJob, KindPutSchedule, KindDropSchedule, KindPauseJob,
 		KindPauseNamespace, KindMaintain, KindFlagWorker, KindSetLimits, KindPutNode, KindDropNode, KindPutCredential,
-		KindDropCredential, KindCheckpoint:
+		KindDropCredential, KindCheckpoint, KindSetStore:
 		return true
 	}
 	return false

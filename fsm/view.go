@@ -210,7 +210,11 @@ func (v *View) Heads(afterNamespace, afterName string) iter.Seq[job.JobHead] {
 			if (jobName{j.Namespace, j.Name}) == after {
 				continue
 			}
-			if !yield(job.JobHead{ID: j.ID, Namespace: j.Namespace, Name: j.Name, Version: j.Version}) {
+			h := job.JobHead{ID: j.ID, Namespace: j.Namespace, Name: j.Name, Version: j.Version}
+			if row := v.versions.get(versionID{j.ID, j.Version}); row != nil {
+				h.From = row.From
+			}
+			if !yield(h) {
 				return
 			}
 		}
