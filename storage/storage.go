@@ -28,10 +28,13 @@ type Store interface {
 // Definitions keeps jobs and their versions.
 type Definitions interface {
 	// PutJob creates a job, or a new version of it. A document equal to the current version changes nothing and answers
-	// the job as it is. See PutJob for the guards. The schedule takes effect separately, through Raft (L7).
+	// the job as it is. See PutJob for the guards. The schedule takes effect separately, through Raft (L7). An upstream
+	// (Document.DependsOn) that is not there is Invalid, and edges that close a cycle are Conflict, reason cycle: see
+	// job.FindCycle. Of any number of calls that would close one together, one at least is refused.
 	PutJob(ctx context.Context, p PutJob) (*job.Job, error)
 	// DeleteJob removes a job and its versions; its runs stay. ifVersion 0 means whichever version; another version than
-	// the current one is Conflict, a job that is not there NotFound.
+	// the current one is Conflict, a job that is not there NotFound. One that others depend on is Conflict, reason
+	// has_dependents (job.HasDependents).
 	DeleteJob(ctx context.Context, namespace, name string, ifVersion uint64) (*job.Job, error)
 	// Job answers one job with its current document, or NotFound.
 	Job(ctx context.Context, namespace, name string) (*job.Job, error)

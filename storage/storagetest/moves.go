@@ -241,7 +241,7 @@ var moves = []testCase{
 			f.Fatal(err)
 		}
 		head := func(j *job.Job) job.JobHead {
-			return job.JobHead{ID: j.ID, Namespace: j.Namespace, Name: j.Name, Version: j.Version}
+			return job.JobHead{ID: j.ID, Namespace: j.Namespace, Name: j.Name, Version: j.Version, From: f.now}
 		}
 		if b2.ID != b.ID || b2.Version != 2 || gone.ID.IsZero() {
 			f.Fatalf("jobs: %+v, %+v", b2, gone)

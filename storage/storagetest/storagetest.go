@@ -25,6 +25,7 @@ func Run(t *testing.T, open func(t *testing.T) storage.Store) {
 		cases []testCase
 	}{
 		{"definitions", definitions},
+		{"dependencies", dependencies},
 		{"births", births},
 		{"cancel", cancels},
 		{"moves", moves},
