@@ -34,6 +34,7 @@ var arrows = map[string][]string{
 	"internal/failpoint":   {},
 	"internal/load":        {"job", "client", "worker"},
 	"internal/clustertest": {everyone},
+	"internal/servers":     {},
 	"internal/housetest":   {},
 	"internal/systemtest":  {everyone},
 	"examples":             {"client", "worker"},
@@ -41,7 +42,7 @@ var arrows = map[string][]string{
 }
 
 // testOnly packages may be imported by tests and by each other alone.
-var testOnly = []string{"internal/access/accesstest", "internal/clustertest", "internal/clustertest/bubble", "internal/housetest", "storage/storagetest", "storage/queuetest"}
+var testOnly = []string{"internal/access/accesstest", "internal/clustertest", "internal/clustertest/bubble", "internal/housetest", "internal/servers", "internal/servers/run", "storage/storagetest", "storage/queuetest"}
 
 // drivers is which packages may know a library that talks to the outside or decides how we do: one driver, one package.
 // Where there are two, the first uses it and the second shares its types or its protocol.
