@@ -11,6 +11,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/musterhq/muster/client"
+	"github.com/musterhq/muster/internal/app"
 	"github.com/musterhq/muster/internal/load"
 )
 
@@ -23,9 +25,17 @@ parentheses. The node, the worker and the generator share the machine with each
 other and with whatever else runs on it; "others on the machine" says how much
 that was.
 
-With --running it loads the nodes at --address instead, with jobs and a worker of
-its own that it removes at the end. The runs stay in their history: do not do this
-to nodes that others depend on.`
+With --address on the command line (or --running, with the address in a file or the
+environment) it loads the cluster that runs there instead, all its nodes in turns:
+with jobs in a namespace of their own, and a worker of its own that takes nothing
+else. To a cluster with certificates it needs --token, --ca and --join-token:
+
+    muster bench batch single latency --address https://n1:8080,https://n2:8080 \
+        --token-file admin.token --ca ca.crt --join-token join.token
+
+With --exec the cluster's own workers run that program instead. The jobs are removed
+at the end, the runs stay in the history, and the load is real: think before you do
+this to a cluster that others depend on.`
 
 type benchFlags struct {
 	quick, running  bool
@@ -36,6 +46,9 @@ type benchFlags struct {
 	cronJobs, rates []int
 	seconds         time.Duration
 	profile         string
+	joinToken       string
+	exec            string
+	selector        []string
 }
 
 func (c *cli) benchCommand() *cobra.Command {
@@ -53,9 +66,12 @@ func (c *cli) benchCommand() *cobra.Command {
 	}
 	fs := cmd.Flags()
 	fs.BoolVar(&f.quick, "quick", false, "small counts, one repetition: less than two minutes for all")
-	fs.BoolVar(&f.running, "running", false, "load the nodes at --address, which run already")
+	fs.BoolVar(&f.running, "running", false, "load the nodes at --address, which run already, wherever that is set")
+	fs.StringVar(&f.joinToken, "join-token", "", "`FILE` that holds the join token, for the worker on a cluster with certificates")
+	fs.StringVar(&f.exec, "exec", "", "have the cluster's own workers run `PROGRAM`, such as /bin/true")
+	fs.StringArrayVar(&f.selector, "selector", nil, "with --exec: on workers with the label `KEY=VALUE`; can be repeated")
 	fs.IntVar(&f.repeat, "repeat", 0, "take each figure `N` times")
-	fs.IntVar(&f.runs, "runs", 0, "submit `N` runs in batch and single")
+	fs.IntVar(&f.runs, "runs", 0, "submit `N` runs in batch, single and drain")
 	fs.IntVar(&f.connections, "connections", 0, "submit from `N` connections in batch and single")
 	fs.IntVar(&f.slots, "slots", 0, "give the worker `N` slots")
 	fs.IntSliceVar(&f.rates, "rates", nil, "submit `N,...` runs a second in latency")
@@ -63,7 +79,7 @@ func (c *cli) benchCommand() *cobra.Command {
 	fs.DurationVar(&f.seconds, "for", 0, "measure each of latency, cron and idle for `TIME`")
 	fs.IntVar(&f.idleJobs, "idle-jobs", 0, "define `N` jobs in schedules")
 	fs.StringVar(&f.profile, "profile", "", "write CPU and heap profiles of node and worker to `DIR`, in the last repetition")
-	ofOneCall(fs, "quick", "running", "repeat", "runs", "connections", "slots", "rates", "cron-jobs", "for", "idle-jobs", "profile")
+	ofOneCall(fs, "quick", "running", "join-token", "exec", "selector", "repeat", "runs", "connections", "slots", "rates", "cron-jobs", "for", "idle-jobs", "profile")
 	cmd.AddCommand(c.benchNodeCommand(), c.benchWorkerCommand())
 	return cmd
 }
@@ -76,7 +92,7 @@ func (f *benchFlags) sizes() load.Sizes {
 	for _, n := range []struct {
 		given int
 		sizes []*int
-	}{{f.repeat, []*int{&s.Repeat}}, {f.runs, []*int{&s.Runs, &s.SingleRuns}}, {f.connections, []*int{&s.Connections, &s.Singles}},
+	}{{f.repeat, []*int{&s.Repeat}}, {f.runs, []*int{&s.Runs, &s.SingleRuns, &s.DrainRuns}}, {f.connections, []*int{&s.Connections, &s.Singles}},
 		{f.slots, []*int{&s.Slots}}, {f.idleJobs, []*int{&s.IdleJobs}}} {
 		for _, p := range n.sizes {
 			if n.given > 0 {
@@ -102,11 +118,8 @@ func (c *cli) bench(cmd *cobra.Command, names []string, f benchFlags) error {
 		return err
 	}
 	o := load.Options{Sizes: f.sizes(), Names: names, Command: command, Env: env, ProfileDir: f.profile, Progress: func(text string) { c.say("%s", text) }}
-	if f.running {
-		if err := c.checkAddresses(); err != nil {
-			return err
-		}
-		o.Addresses, o.Token = c.addresses, c.token
+	if o.Cluster, err = c.benchCluster(f); err != nil {
+		return err
 	}
 	report, err := load.Run(cmd.Context(), o)
 	if report != nil && len(report.Figures) > 0 {
@@ -115,6 +128,41 @@ func (c *cli) bench(cmd *cobra.Command, names []string, f benchFlags) error {
 		}
 	}
 	return processError(err)
+}
+
+// benchCluster is the cluster to load; nil: a node of our own.
+func (c *cli) benchCluster(f benchFlags) (*load.Cluster, error) {
+	if !f.running && !c.addressTyped {
+		if f.joinToken != "" || f.exec != "" || len(f.selector) > 0 {
+			return nil, usageErrorf("--join-token, --exec and --selector are for a cluster that runs; name its nodes with --address")
+		}
+		return nil, nil
+	}
+	if err := c.checkAddresses(); err != nil {
+		return nil, err
+	}
+	token, err := c.bearer()
+	if err != nil {
+		return nil, err
+	}
+	k := &load.Cluster{Addresses: c.addresses, Token: token, CA: c.ca, JoinTokenFile: f.joinToken}
+	if c.ca != "" {
+		if _, err := client.TrustCA(c.ca); err != nil {
+			return nil, caError(c.ca, err)
+		}
+	}
+	switch {
+	case f.exec != "":
+		k.Exec = []string{f.exec}
+		k.Selector, err = parseLabels("selector", f.selector)
+	case len(f.selector) > 0:
+		err = usageErrorf("--selector is for --exec; without that, a worker of the benchmark's own runs all")
+	case f.joinToken != "":
+		_, err = readToken("--join-token", f.joinToken)
+	case c.ca != "":
+		err = usageErrorf("--join-token: the worker that is measured needs the cluster's join token; name its file, or use the workers that are there with --exec")
+	}
+	return k, err
 }
 
 // ourselves is the command that starts this binary, and its environment: without our settings, which are for this
@@ -138,14 +186,14 @@ func (c *cli) printBench(r *load.Report) error {
 		names: func() []string {
 			var names []string
 			for _, f := range r.Figures {
-				names = append(names, f.Benchmark+" "+f.Name)
+				names = append(names, f.Benchmark+" "+f.Store+" "+f.Name)
 			}
 			return names
 		},
 		table: func(b *strings.Builder, colors bool) {
-			t := newTable("BENCHMARK", "FIGURE", "MEDIAN (MIN..MAX)", "UNIT", "REPETITIONS")
+			t := newTable("BENCHMARK", "STORE", "FIGURE", "MEDIAN (MIN..MAX)", "UNIT", "REPETITIONS")
 			for _, f := range r.Figures {
-				t.add(f.Benchmark, f.Name, f.Text(), f.Unit, fmt.Sprint(len(f.Values)))
+				t.add(f.Benchmark, f.Store, f.Name, f.Text(), f.Unit, fmt.Sprint(len(f.Values)))
 			}
 			t.write(b, colors)
 		},
@@ -169,28 +217,33 @@ func (c *cli) benchNodeCommand() *cobra.Command {
 }
 
 func (c *cli) benchWorkerCommand() *cobra.Command {
-	var o load.WorkerOptions
-	var log logFlags
+	var f workerFlags
 	var socket string
 	cmd := &cobra.Command{
 		Use: "worker [flags]", Short: "A worker whose handler does nothing, and tells stdout when", Hidden: true, Args: takes(),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if err := c.checkAddresses(); err != nil {
+			h := load.NewHandler(f.name)
+			o := app.WorkerOptions{Name: f.name, DataDir: f.data, Slots: f.slots, Handlers: h.Handlers, Version: thisBuild().Version}
+			if err := c.workerTrust(&o, f); err != nil {
 				return err
 			}
-			if o.Logger, err = log.logger(c); err != nil {
+			if o.Logger, err = f.log.logger(c); err != nil {
 				return err
 			}
-			o.Addresses, o.Records = c.addresses, c.stdout
-			return c.benchChild(cmd.Context(), socket, func(ctx context.Context) error { return load.Work(ctx, o) })
+			return c.benchChild(cmd.Context(), socket, func(ctx context.Context) error {
+				return h.Run(ctx, c.stdout, func(ctx context.Context) error { return app.RunWorker(ctx, o) })
+			})
 		},
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&o.Name, "name", "bench", "the worker's `NAME`")
-	fs.StringVar(&o.DataDir, "data", "", "`DIR` for results that are not acknowledged")
-	fs.IntVar(&o.Slots, "slots", 0, "`N` slots")
+	fs.StringVar(&f.name, "name", "bench", "the `NAME` of the worker and of its handler")
+	fs.StringVar(&f.data, "data", "", "`DIR` for results that are not acknowledged")
+	fs.StringSliceVar(&f.join, "join", nil, "`A,B,C`: the addresses of all nodes' APIs")
+	fs.StringVar(&f.joinToken, "join-token", "", "`FILE` that holds the join token")
+	fs.BoolVar(&f.insecure, "insecure", false, "join nodes without certificates over a network")
+	fs.IntVar(&f.slots, "slots", 0, "`N` slots")
 	fs.StringVar(&socket, "debug", "", "serve profiles on this Unix `SOCKET`")
-	log.add(fs, "warn")
+	f.log.add(fs, "warn")
 	ofOneCall(fs, "debug")
 	return cmd
 }

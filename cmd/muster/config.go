@@ -53,6 +53,7 @@ func (c *cli) settle(cmd *cobra.Command) error {
 		path = c.getenv("MUSTER_CONFIG")
 	}
 	token, file := cmd.Flags().Changed("token"), cmd.Flags().Changed("token-file")
+	c.addressTyped = cmd.Flags().Changed("address")
 	if err := c.configure(cmd, path); err != nil {
 		return err
 	}

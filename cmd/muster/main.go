@@ -85,6 +85,7 @@ type cli struct {
 
 	namespaceGiven bool // by flag, file or environment, rather than by default
 	addressGiven   bool // likewise
+	addressTyped   bool // --address stands on the command line itself
 	color          bool
 
 	patience time.Duration // how long whoever waits for a run is not told why it does not start

@@ -33,8 +33,7 @@ func (b *bench) cronWith(ctx context.Context, jobs int) error {
 	r.say("defining %d jobs", jobs)
 	begin := time.Now()
 	defined, err := r.define(ctx, jobs, func(i int) *job.Document {
-		return &job.Document{Name: r.jobName(i), Handler: &job.Handler{Name: handlerName},
-			Overlap: job.OverlapAllow, Schedule: &job.Schedule{Cron: "@every 1s"}}
+		return r.everySecond(r.jobName(i))
 	})
 	if err != nil {
 		return err
@@ -59,6 +58,13 @@ func (b *bench) cronWith(ctx context.Context, jobs int) error {
 		return err
 	}
 	return w.judge(ctx, r, what)
+}
+
+// everySecond is a job that ticks every second, however long its runs take.
+func (r *rig) everySecond(name string) *job.Document {
+	d := r.document(name)
+	d.Overlap, d.Schedule = job.OverlapAllow, &job.Schedule{Cron: "@every 1s"}
+	return d
 }
 
 // window is the ticks of jobs in some whole seconds.

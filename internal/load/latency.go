@@ -41,7 +41,7 @@ func (b *bench) latencyAt(ctx context.Context, rate int) error {
 	r.say("%d runs at %d a second", n, rate)
 	s := r.submitter(name)
 	from := r.seen.count()
-	before, err := r.succeeded(ctx)
+	before, err := r.succeededBefore(ctx)
 	if err != nil {
 		return err
 	}
@@ -66,7 +66,7 @@ func (b *bench) latencyAt(ctx context.Context, rate int) error {
 			starts = append(starts, time.Duration(x.at-p.due(i).UnixNano()))
 		}
 	}
-	b.spread(what+"submit to start", starts)
+	b.spreadBy(b.headline, what+"submit to start", starts)
 	b.spread(what+"submit to answer", p.answered)
 	b.spread(what+"sent too late", p.late)
 	b.spread(what+"sync of a page", syncs)

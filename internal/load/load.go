@@ -11,8 +11,11 @@
 //   - Latency is counted from the moment at which a request was due, not from when it was sent. A generator that waits
 //     for a slow answer would otherwise leave out just the requests that had to wait (coordinated omission).
 //   - Nothing is asserted about speed. Lost or doubled work is a figure too, and the only reason for a warning.
+//   - Two ways to keep state are compared by measuring both in one run, in turns, and by the ratio of each pair: what else
+//     the machine does meanwhile falls on both.
 //
-// A Benchmark runs on a node of its own with an empty data directory, unless Options names one that runs already.
+// A Benchmark runs on a node of its own with an empty data directory, and empty stores if it has any, unless Options names
+// a cluster that runs already. There it works in a namespace of its own, with a handler that no other job names.
 package load
 
 import (
@@ -32,6 +35,7 @@ type Sizes struct {
 	Repeat       int           // how often each figure is taken
 	Runs         int           // in batches
 	SingleRuns   int           // one at a time
+	DrainRuns    int           // that wait when the worker comes
 	Connections  int           // that submit batches
 	Singles      int           // that submit one run at a time
 	Batch        int           // runs in a batch
@@ -49,7 +53,7 @@ type Sizes struct {
 // Full is what figures for others should be taken with.
 func Full() Sizes {
 	return Sizes{
-		Repeat: 3, Runs: 100_000, SingleRuns: 30_000, Connections: 4, Singles: 64, Batch: 100, Slots: 2000,
+		Repeat: 3, Runs: 100_000, SingleRuns: 30_000, DrainRuns: 100_000, Connections: 4, Singles: 64, Batch: 100, Slots: 2000,
 		Rates: []int{200, 1000}, LatencyFor: 20 * time.Second,
 		CronJobs: []int{1000, 2000, 10_000}, CronFor: 15 * time.Second,
 		IdleJobs: 100_000, IdleSettle: 10 * time.Second, IdleFor: 30 * time.Second, PayloadBytes: 200,
@@ -59,7 +63,7 @@ func Full() Sizes {
 // Quick takes less than two minutes in all.
 func Quick() Sizes {
 	s := Full()
-	s.Repeat, s.Runs, s.SingleRuns = 1, 10_000, 3000
+	s.Repeat, s.Runs, s.SingleRuns, s.DrainRuns = 1, 10_000, 3000, 10_000
 	s.LatencyFor, s.CronFor, s.CronJobs = 5*time.Second, 5*time.Second, []int{200, 1000}
 	s.IdleJobs, s.IdleSettle, s.IdleFor = 5000, 2*time.Second, 5*time.Second
 	return s
@@ -74,11 +78,14 @@ type Options struct {
 	Command []string
 	// Env of the processes that are started.
 	Env []string
-	// Addresses of a cluster that runs already; none means a node of our own for each repetition. Benchmarks that must
-	// start and kill a node are left out then.
-	Addresses []string
-	// Token for Addresses.
-	Token string
+	// Fresh makes empty stores for one node of our own, each time it is called: every figure is then taken on them and on
+	// the embedded store, in turns. nil: on the embedded store alone.
+	Fresh func(ctx context.Context) (*Stores, error)
+	// StoresOnly leaves the embedded store out.
+	StoresOnly bool
+	// Cluster is one that runs already; nil means a node of our own for each repetition. Benchmarks that must start and
+	// kill a node are left out then.
+	Cluster *Cluster
 	// ProfileDir takes CPU and heap profiles of our own processes; "" means none.
 	ProfileDir string
 	// Progress is told what is being done; may be nil.
@@ -98,6 +105,7 @@ func Benchmarks() []Benchmark {
 		{"idle", "what an idle node with a worker costs", true, idle},
 		{"batch", "runs a second from submission to success, in batches", false, batches},
 		{"single", "the same, one run a request from many connections", false, singles},
+		{"drain", "runs a second from a backlog that waited for a worker", false, drain},
 		{"latency", "from when a submission is due to when its handler begins, at fixed rates", false, latency},
 		{"cron", "from a tick's time to when its handler begins, with jobs that tick every second", false, cron},
 		{"schedules", "memory, and the time until a killed node leads and ticks again, with schedules at rest", true, schedules},
@@ -111,16 +119,40 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		return nil, err
 	}
 	r := &Report{Machine: thisMachine(), StartedAt: job.At(time.Now())}
+	kinds := o.kinds()
 	for _, bm := range chosen {
 		for i := range o.Repeat {
-			b := &bench{Options: &o, name: bm.Name, report: r, profile: i == o.Repeat-1}
-			b.say("repetition %d of %d", i+1, o.Repeat)
-			if err := b.once(ctx, bm); err != nil {
-				return r, fmt.Errorf("benchmark %s: %w", bm.Name, err)
+			for _, kind := range kinds {
+				b := &bench{Options: &o, name: bm.Name, kind: kind, report: r, profile: i == o.Repeat-1}
+				b.say("repetition %d of %d", i+1, o.Repeat)
+				if err := b.once(ctx, bm); err != nil {
+					return r, fmt.Errorf("benchmark %s (%s): %w", bm.Name, kind, err)
+				}
 			}
+			slices.Reverse(kinds) // neither is always the first
 		}
+		r.compare(bm.Name)
 	}
 	return r, nil
+}
+
+// The ways in which what is measured keeps its state.
+const (
+	kindEmbedded = "embedded"
+	kindStores   = "postgres"
+	kindCluster  = "cluster" // that runs already; it knows
+)
+
+func (o *Options) kinds() []string {
+	switch {
+	case o.Cluster != nil:
+		return []string{kindCluster}
+	case o.Fresh == nil:
+		return []string{kindEmbedded}
+	case o.StoresOnly:
+		return []string{kindStores}
+	}
+	return []string{kindEmbedded, kindStores}
 }
 
 func choose(o *Options) ([]Benchmark, error) {
@@ -140,9 +172,9 @@ func choose(o *Options) ([]Benchmark, error) {
 	for _, b := range all {
 		switch named := slices.Contains(o.Names, b.Name); {
 		case len(o.Names) > 0 && !named:
-		case b.ownNode && len(o.Addresses) > 0 && named:
+		case b.ownNode && o.Cluster != nil && named:
 			return nil, job.InvalidField("name", "the benchmark %s kills nodes; it needs one of its own, not one that runs", b.Name)
-		case b.ownNode && len(o.Addresses) > 0:
+		case b.ownNode && o.Cluster != nil:
 		default:
 			chosen = append(chosen, b)
 		}
@@ -154,38 +186,60 @@ func choose(o *Options) ([]Benchmark, error) {
 type bench struct {
 	*Options
 	name    string
+	kind    string
 	report  *Report
 	profile bool
-	base    string // for the directories of rigs
-	dir     string // of the node, the worker and their sockets; each rig has a new one
+	base    string  // for the directories of rigs
+	dir     string  // of the node, the worker and their sockets; each rig has a new one
+	stores  *Stores // of the node; each rig has new ones; nil: the embedded one
 }
 
 func (b *bench) once(ctx context.Context, bm Benchmark) (err error) {
 	if b.base, err = os.MkdirTemp("", "muster-bench-"); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(b.base)) }()
+	defer func() { err = errors.Join(err, b.stores.drop(), os.RemoveAll(b.base)) }()
 	return bm.run(ctx, b)
 }
 
-// fresh makes an empty directory for the next processes: what one left behind is none of the next one's business.
-func (b *bench) fresh() (err error) {
-	b.dir, err = os.MkdirTemp(b.base, "bench-")
-	return err
+// fresh makes an empty directory and empty stores for the next processes: what one left behind is none of the next one's
+// business.
+func (b *bench) fresh(ctx context.Context) (err error) {
+	if b.dir, err = os.MkdirTemp(b.base, "bench-"); err != nil {
+		return err
+	}
+	if b.kind != kindStores {
+		return nil
+	}
+	if err = b.stores.drop(); err != nil {
+		return err
+	}
+	if b.stores, err = b.Fresh(ctx); err != nil {
+		return fmt.Errorf("make empty stores: %w", err)
+	}
+	b.report.Stores = b.stores.About
+	return nil
 }
 
 func (b *bench) say(format string, args ...any) {
 	if b.Progress != nil {
-		b.Progress(b.name + ": " + fmt.Sprintf(format, args...))
+		b.Progress(b.name + ", " + b.kind + ": " + fmt.Sprintf(format, args...))
 	}
 }
 
 // set adds one value of a figure.
-func (b *bench) set(figure, unit string, value float64) { b.report.add(b.name, figure, unit, value) }
+func (b *bench) set(figure, unit string, value float64) {
+	b.report.add(Figure{Benchmark: b.name, Store: b.kind, Name: figure, Unit: unit}, value)
+}
+
+// headline is set for a figure by which two ways to keep state are compared.
+func (b *bench) headline(figure, unit string, value float64) {
+	b.report.add(Figure{Benchmark: b.name, Store: b.kind, Name: figure, Unit: unit, headline: true}, value)
+}
 
 // warn puts something into the report that a reader of the figures must know.
 func (b *bench) warn(format string, args ...any) {
-	text := b.name + ": " + fmt.Sprintf(format, args...)
+	text := b.name + ", " + b.kind + ": " + fmt.Sprintf(format, args...)
 	b.report.Warnings = append(b.report.Warnings, text)
 	if b.Progress != nil {
 		b.Progress("warning: " + text)

@@ -29,11 +29,11 @@ func TestQuantile(t *testing.T) {
 func TestFigures(t *testing.T) {
 	var r Report
 	for _, v := range []float64{3, 1, 2} {
-		r.add("b", "odd", "s", v)
+		r.add(Figure{Benchmark: "b", Name: "odd", Unit: "s"}, v)
 	}
-	r.add("b", "even", "s", 1234.5)
-	r.add("b", "even", "s", 0.5)
-	r.add("b", "one", "s", 0.1234)
+	r.add(Figure{Benchmark: "b", Name: "even", Unit: "s"}, 1234.5)
+	r.add(Figure{Benchmark: "b", Name: "even", Unit: "s"}, 0.5)
+	r.add(Figure{Benchmark: "b", Name: "one", Unit: "s"}, 0.1234)
 	for i, want := range []string{"2 (1..3)", "618 (0.500..1234)", "0.123"} {
 		if got := r.Figures[i].Text(); got != want {
 			t.Errorf("%s reads %q, want %q", r.Figures[i].Name, got, want)
@@ -106,7 +106,7 @@ func TestChoose(t *testing.T) {
 	}{
 		{"all", Options{Sizes: one, Command: self}, len(Benchmarks())},
 		{"some", Options{Sizes: one, Command: self, Names: []string{"cron", "batch"}}, 2},
-		{"those for nodes that run", Options{Sizes: one, Command: self, Addresses: []string{"http://x"}}, 4},
+		{"those for nodes that run", Options{Sizes: one, Command: self, Cluster: &Cluster{}}, 5},
 	} {
 		if got := names(c.o); len(got) != c.want {
 			t.Errorf("%s: %v", c.what, got)
@@ -114,7 +114,7 @@ func TestChoose(t *testing.T) {
 	}
 	for what, o := range map[string]Options{
 		"unknown name":   {Sizes: one, Command: self, Names: []string{"fast"}},
-		"needs own node": {Sizes: one, Command: self, Names: []string{"idle"}, Addresses: []string{"http://x"}},
+		"needs own node": {Sizes: one, Command: self, Names: []string{"idle"}, Cluster: &Cluster{}},
 		"no repetition":  {Command: self},
 		"no command":     {Sizes: one},
 	} {

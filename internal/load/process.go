@@ -5,10 +5,10 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,13 +27,13 @@ type process struct {
 }
 
 // start starts this very binary with args. Standard output goes to out, which is read until the process ends.
-func (b *bench) start(name string, out func(io.Reader), args ...string) (*process, error) {
+func (b *bench) start(name string, env []string, out func(io.Reader), args ...string) (*process, error) {
 	p := &process{name: name, socket: b.socket(name), logs: new(tail), ended: make(chan struct{})}
 	_ = os.Remove(p.socket) // a killed predecessor leaves it
 	args = append(args, "--debug", p.socket)
 	argv := append(append([]string(nil), b.Command...), args...)
 	p.cmd = exec.Command(argv[0], argv[1:]...)
-	p.cmd.Env, p.cmd.Stderr = b.Env, p.logs
+	p.cmd.Env, p.cmd.Stderr = append(slices.Clip(b.Env), env...), p.logs
 	stdin, err := p.cmd.StdinPipe()
 	if err != nil {
 		return nil, err
@@ -91,7 +91,11 @@ func (b *bench) startNode(ctx context.Context, args ...string) (*process, string
 			}
 		}
 	}
-	p, err := b.start("node", out, append([]string{"bench", "node", "--data", filepath.Join(b.dir, "node")}, args...)...)
+	var env []string
+	if b.stores != nil { // a URL may hold a password, and everybody can read arguments
+		env = append(env, "MUSTER_POSTGRES="+b.stores.Postgres, "MUSTER_REDIS="+b.stores.Redis)
+	}
+	p, err := b.start("node", env, out, append([]string{"bench", "node", "--data", filepath.Join(b.dir, "node")}, args...)...)
 	if err != nil {
 		return nil, "", err
 	}
@@ -111,10 +115,20 @@ func (b *bench) startNode(ctx context.Context, args ...string) (*process, string
 
 // startWorker starts the worker's process, whose records c collects.
 func (b *bench) startWorker(urls []string, c *collector) (*process, error) {
-	return b.start("worker", c.read, "bench", "worker", "--address", strings.Join(urls, ","), "--name", b.workerName(),
-		"--data", filepath.Join(b.dir, "worker"), "--slots", strconv.Itoa(b.Slots))
+	args := []string{"bench", "worker", "--join", strings.Join(urls, ","), "--name", b.workerName(),
+		"--data", filepath.Join(b.dir, "worker"), "--slots", strconv.Itoa(b.Slots)}
+	if b.Cluster != nil && b.Cluster.CA != "" {
+		args = append(args, "--ca", b.Cluster.CA)
+	} else { // a worker that can do nothing but count may take orders from anybody
+		args = append(args, "--insecure")
+	}
+	if b.Cluster != nil && b.Cluster.JoinTokenFile != "" {
+		args = append(args, "--join-token", b.Cluster.JoinTokenFile)
+	}
+	return b.start("worker", nil, c.read, args...)
 }
 
+// workerName is unique, and the name of the handler too.
 func (b *bench) workerName() string { return filepath.Base(b.dir) }
 
 // alive tells why a process is not.
@@ -150,76 +164,4 @@ func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return string(t.buf)
-}
-
-// usage is what a process, or the whole machine, has used so far. NaN: not to be had.
-type usage struct {
-	cpu  float64 // seconds
-	rss  float64 // bytes
-	peak float64 // bytes
-}
-
-var unknown = usage{math.NaN(), math.NaN(), math.NaN()}
-
-// ticksPerSecond is the unit of CPU time in /proc: it has been 100 on all of Linux's ports that matter for long.
-const ticksPerSecond = 100
-
-// processUsage reads /proc, where there is one.
-func processUsage(pid int) usage {
-	u := unknown
-	dir := "/proc/" + strconv.Itoa(pid)
-	stat, err := os.ReadFile(dir + "/stat")
-	if err != nil {
-		return u
-	}
-	// The name may hold anything; what follows its last parenthesis are fields 3 and up: utime is 14, stime 15.
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	if len(fields) > 12 {
-		user, err1 := strconv.ParseFloat(fields[11], 64)
-		system, err2 := strconv.ParseFloat(fields[12], 64)
-		if err1 == nil && err2 == nil {
-			u.cpu = (user + system) / ticksPerSecond
-		}
-	}
-	status, err := os.ReadFile(dir + "/status")
-	if err != nil {
-		return u
-	}
-	for line := range strings.Lines(string(status)) {
-		f := strings.Fields(line)
-		if len(f) != 3 {
-			continue
-		}
-		if kb, err := strconv.ParseFloat(f[1], 64); err == nil {
-			switch f[0] {
-			case "VmRSS:":
-				u.rss = kb * 1024
-			case "VmHWM:":
-				u.peak = kb * 1024
-			}
-		}
-	}
-	return u
-}
-
-// machineCPU is the CPU seconds of everybody on the machine; NaN where it cannot be told.
-func machineCPU() float64 {
-	stat, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		return math.NaN()
-	}
-	line, _, _ := strings.Cut(string(stat), "\n")
-	f := strings.Fields(line) // cpu user nice system idle iowait irq softirq steal
-	if len(f) < 9 {
-		return math.NaN()
-	}
-	sum := 0.0
-	for _, i := range []int{1, 2, 3, 6, 7, 8} {
-		v, err := strconv.ParseFloat(f[i], 64)
-		if err != nil {
-			return math.NaN()
-		}
-		sum += v
-	}
-	return sum / ticksPerSecond
 }

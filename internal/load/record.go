@@ -113,6 +113,13 @@ func (c *collector) read(r io.Reader) {
 	}
 }
 
+// replace is for starts that somebody else recorded.
+func (c *collector) replace(starts []start) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.starts = starts
+}
+
 func (c *collector) count() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -13,7 +13,7 @@ import (
 
 // idle measures a node with its worker, as `muster dev` starts them, that nobody asks anything.
 func idle(ctx context.Context, b *bench) error {
-	if err := b.fresh(); err != nil {
+	if err := b.fresh(ctx); err != nil {
 		return err
 	}
 	p, _, err := b.startNode(ctx, "--http", "127.0.0.1:0")
@@ -55,16 +55,16 @@ func schedules(ctx context.Context, b *bench) error {
 	defer r.close()
 	// The one that ticks comes first: there may be no room for it later.
 	ticker := r.workerName() + "-ticker"
-	if _, err := r.define(ctx, 1, func(int) *job.Document {
-		return &job.Document{Name: ticker, Handler: &job.Handler{Name: handlerName}, Overlap: job.OverlapAllow, Schedule: &job.Schedule{Cron: "@every 1s"}}
-	}); err != nil {
+	if _, err := r.define(ctx, 1, func(int) *job.Document { return r.everySecond(ticker) }); err != nil {
 		return err
 	}
 	r.say("defining %d jobs", b.IdleJobs)
 	begin, c := time.Now(), r.costs(ctx)
 	err = b.profiled(ctx, "schedules", func() error {
 		_, err = r.define(ctx, b.IdleJobs, func(i int) *job.Document {
-			return &job.Document{Name: r.jobName(i), Handler: &job.Handler{Name: handlerName}, Schedule: &job.Schedule{Cron: yearly(i)}}
+			d := r.document(r.jobName(i))
+			d.Schedule = &job.Schedule{Cron: yearly(i)}
+			return d
 		})
 		if job.CodeOf(err) == job.Exhausted { // a node's limit, which is worth knowing; the rest can still be measured
 			b.warn("only %d of %d jobs fit: %v", len(r.jobs), b.IdleJobs, err)

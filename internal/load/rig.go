@@ -27,52 +27,100 @@ type rig struct {
 	*bench
 	urls   []string
 	node   *process // nil if it is not ours
-	worker *process
+	worker *process // nil if none is ours
 	seen   *collector
 	api    *client.Client
+	nodes  []*client.Client // each asks one node
 	http   *http.Client
 	mu     sync.Mutex
 	jobs   []string // guarded by mu: what we created
 }
 
 // open starts node and worker, and waits until the worker takes work.
-func (b *bench) open(ctx context.Context) (_ *rig, err error) {
-	if err := b.fresh(); err != nil {
+func (b *bench) open(ctx context.Context) (*rig, error) {
+	r, err := b.openNode(ctx)
+	if err != nil {
 		return nil, err
 	}
-	r := &rig{bench: b, urls: b.Addresses, seen: new(collector)}
+	if err := r.hire(ctx); err != nil {
+		r.close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// openNode starts a node alone.
+func (b *bench) openNode(ctx context.Context) (_ *rig, err error) {
+	if err := b.fresh(ctx); err != nil {
+		return nil, err
+	}
+	r := &rig{bench: b, seen: new(collector)}
 	defer func() {
 		if err != nil {
 			r.close()
 		}
 	}()
-	if len(b.Addresses) == 0 {
+	if b.Cluster != nil {
+		r.urls = b.Cluster.Addresses
+	} else {
 		var url string
 		if r.node, url, err = b.startNode(ctx, "--http", "127.0.0.1:0", "--no-worker"); err != nil {
 			return nil, err
 		}
 		r.urls = []string{url}
 	}
-	if err := r.connect(); err != nil {
-		return nil, err
-	}
-	if r.worker, err = b.startWorker(r.urls, r.seen); err != nil {
-		return nil, err
-	}
-	return r, r.awaitWorker(ctx)
+	return r, r.connect()
 }
 
-func (r *rig) connect() (err error) {
-	t := http.DefaultTransport.(*http.Transport).Clone()
-	t.MaxIdleConnsPerHost = 1024
-	t.MaxIdleConns = 1024
-	r.http = &http.Client{Transport: t}
-	r.api, err = client.New(client.Config{Addresses: r.urls, Token: r.Token, HTTPClient: r.http})
-	return err
+// hire starts the worker and waits until it takes work, unless the work is for others.
+func (r *rig) hire(ctx context.Context) (err error) {
+	if r.theirWorkers() {
+		return nil
+	}
+	if r.worker, err = r.startWorker(r.urls, r.seen); err != nil {
+		return err
+	}
+	return r.awaitWorker(ctx)
+}
+
+func (r *rig) connect() error {
+	trust, err := r.Cluster.trust()
+	if err != nil {
+		return err
+	}
+	r.http = &http.Client{Transport: transport(trust)}
+	c := client.Config{Addresses: r.urls, Token: r.token(), Namespace: r.namespace(), HTTPClient: r.http}
+	if r.api, err = client.New(c); err != nil {
+		return err
+	}
+	for _, url := range r.urls {
+		c.Addresses = []string{url}
+		api, err := client.New(c)
+		if err != nil {
+			return err
+		}
+		r.nodes = append(r.nodes, api)
+	}
+	return nil
+}
+
+func (b *bench) token() string {
+	if b.Cluster == nil {
+		return ""
+	}
+	return b.Cluster.Token
+}
+
+// namespace is one that nobody else has.
+func (b *bench) namespace() string {
+	if b.Cluster == nil {
+		return job.DefaultNamespace
+	}
+	return b.workerName()
 }
 
 func (r *rig) awaitWorker(ctx context.Context) error {
-	return r.until(ctx, 30*time.Second, "the worker to attach", func() bool {
+	return r.until(ctx, 60*time.Second, "the worker to attach", func() bool {
 		w, err := r.api.Worker(ctx, r.workerName())
 		return err == nil && w.State == job.WorkerReady
 	})
@@ -146,39 +194,55 @@ func (r *rig) jobName(i int) string { return fmt.Sprintf("%s-%06d", r.workerName
 // plainJob is a job for runs that are submitted.
 func (r *rig) plainJob(ctx context.Context) (string, error) {
 	_, err := r.define(ctx, 1, func(i int) *job.Document {
-		return &job.Document{Name: r.jobName(i), Handler: &job.Handler{Name: handlerName}}
+		return r.document(r.jobName(i))
 	})
 	return r.jobName(0), err
 }
 
-// metrics reads the counters and gauges of the first node, label sets as they are written.
+// metrics reads the counters and gauges of all nodes and adds them up, label sets as they are written.
 func (r *rig) metrics(ctx context.Context) (map[string]float64, error) {
-	q, err := http.NewRequestWithContext(ctx, http.MethodGet, r.urls[0]+"/metrics", nil)
+	m := map[string]float64{}
+	for _, url := range r.urls {
+		if err := r.addMetrics(ctx, url, m); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+func (r *rig) addMetrics(ctx context.Context, url string, m map[string]float64) error {
+	q, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/metrics", nil)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if r.Token != "" {
-		q.Header.Set("Authorization", "Bearer "+r.Token)
-	}
+	r.authorize(q)
 	resp, err := r.http.Do(q)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer resp.Body.Close()
-	m := map[string]float64{}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s/metrics answered %s", url, resp.Status)
+	}
 	lines := bufio.NewScanner(resp.Body)
 	for lines.Scan() {
 		line := lines.Text()
 		if i := strings.LastIndexByte(line, ' '); i > 0 && line[0] != '#' {
 			if v, err := strconv.ParseFloat(line[i+1:], 64); err == nil {
-				m[line[:i]] = v
+				m[line[:i]] += v
 			}
 		}
 	}
-	return m, lines.Err()
+	return lines.Err()
 }
 
-// nodeUsage asks the system about a node of ours, and any other node about itself.
+func (b *bench) authorize(q *http.Request) {
+	if token := b.token(); token != "" {
+		q.Header.Set("Authorization", "Bearer "+token)
+	}
+}
+
+// nodeUsage asks the system about a node of ours, and other nodes about themselves.
 func (r *rig) nodeUsage(ctx context.Context) usage {
 	if r.node != nil {
 		return processUsage(r.node.cmd.Process.Pid)
@@ -194,13 +258,20 @@ func (r *rig) nodeUsage(ctx context.Context) usage {
 type costs struct {
 	at                      time.Time
 	node, worker, generator usage
+	postgres, redis         usage
 	machine                 float64
 	metrics                 map[string]float64
 }
 
 func (r *rig) costs(ctx context.Context) costs {
-	c := costs{node: r.nodeUsage(ctx), worker: processUsage(r.worker.cmd.Process.Pid), generator: processUsage(os.Getpid()),
-		machine: machineCPU()}
+	c := costs{node: r.nodeUsage(ctx), generator: processUsage(os.Getpid()), machine: machineCPU()}
+	switch {
+	case r.worker != nil:
+		c.worker = processUsage(r.worker.cmd.Process.Pid)
+	case r.theirWorkers():
+		c.worker = unknown
+	}
+	c.postgres, c.redis = r.stores.usage()
 	c.metrics, _ = r.metrics(ctx) // without them the figures that need them are left out
 	c.at = time.Now()
 	return c
@@ -209,16 +280,29 @@ func (r *rig) costs(ctx context.Context) costs {
 // charge adds what was used since c, per run if runs were done.
 func (r *rig) charge(ctx context.Context, what string, c costs, runs int) {
 	now := r.costs(ctx)
-	node, worker, generator := now.node.cpu-c.node.cpu, now.worker.cpu-c.worker.cpu, now.generator.cpu-c.generator.cpu
-	seconds := now.at.Sub(c.at).Seconds()
-	r.set(what+"node CPU", "s", node)
-	r.set(what+"worker CPU", "s", worker)
+	generator := now.generator.cpu - c.generator.cpu
 	r.set(what+"generator CPU", "s", generator)
-	if runs > 0 {
-		r.set(what+"node CPU per run", "us", node/float64(runs)*1e6)
-		r.set(what+"worker CPU per run", "us", worker/float64(runs)*1e6)
+	ours, others := 0.0, now.machine-c.machine-generator
+	for _, part := range []struct {
+		name string
+		cpu  float64
+	}{{"node", now.node.cpu - c.node.cpu}, {"Postgres", now.postgres.cpu - c.postgres.cpu}, {"Redis", now.redis.cpu - c.redis.cpu},
+		{"worker", now.worker.cpu - c.worker.cpu}} {
+		r.set(what+part.name+" CPU", "s", part.cpu)
+		if runs > 0 {
+			r.set(what+part.name+" CPU per run", "us", part.cpu/float64(runs)*1e6)
+		}
+		if !math.IsNaN(part.cpu) {
+			others -= part.cpu
+			if part.name != "worker" {
+				ours += part.cpu
+			}
+		}
 	}
-	r.set(what+"others on the machine", "cores", max(0, now.machine-c.machine-node-worker-generator)/seconds)
+	if runs > 0 {
+		r.headline(what+"CPU per run without the worker", "us", ours/float64(runs)*1e6)
+	}
+	r.set(what+"others on the machine", "cores", max(0, others)/now.at.Sub(c.at).Seconds())
 	r.set(what+"node peak RSS", "MB", now.node.peak/1e6)
 	r.set(what+"worker peak RSS", "MB", now.worker.peak/1e6)
 	if c.metrics == nil || now.metrics == nil {
@@ -265,11 +349,12 @@ type submitter struct {
 	*rig
 	ids     ids
 	job     string
+	query   string
 	payload string
 }
 
 func (r *rig) submitter(name string) *submitter {
-	return &submitter{rig: r, ids: newIDs(), job: name, payload: `{"text":"` + strings.Repeat("x", max(0, r.PayloadBytes-11)) + `"}`}
+	return &submitter{rig: r, ids: newIDs(), job: name, query: "?namespace=" + r.namespace(), payload: `{"text":"` + strings.Repeat("x", max(0, r.PayloadBytes-11)) + `"}`}
 }
 
 func (s *submitter) item(b []byte, n int) []byte {
@@ -284,7 +369,7 @@ func (s *submitter) item(b []byte, n int) []byte {
 
 // one submits the run with number n.
 func (s *submitter) one(ctx context.Context, n int) error {
-	return s.post(ctx, "/v1/runs", s.item(nil, n))
+	return s.post(ctx, n, "/v1/runs", s.item(nil, n))
 }
 
 // batch submits the runs from n to m.
@@ -296,20 +381,19 @@ func (s *submitter) batch(ctx context.Context, n, m int) error {
 		}
 		b = s.item(b, i)
 	}
-	return s.post(ctx, "/v1/runs/batch", append(b, "]}"...))
+	return s.post(ctx, n/(m-n), "/v1/runs/batch", append(b, "]}"...))
 }
 
 var errRefused = errors.New("refused")
 
-func (s *submitter) post(ctx context.Context, path string, body []byte) error {
-	q, err := http.NewRequestWithContext(ctx, http.MethodPost, s.urls[0]+path, bytes.NewReader(body))
+// post sends a request to the node whose turn it is.
+func (s *submitter) post(ctx context.Context, turn int, path string, body []byte) error {
+	q, err := http.NewRequestWithContext(ctx, http.MethodPost, s.urls[turn%len(s.urls)]+path+s.query, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
 	q.Header.Set("Content-Type", "application/json")
-	if s.Token != "" {
-		q.Header.Set("Authorization", "Bearer "+s.Token)
-	}
+	s.authorize(q)
 	resp, err := s.http.Do(q)
 	if err != nil {
 		return err

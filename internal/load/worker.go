@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"io"
-	"log/slog"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -12,36 +11,33 @@ import (
 	"github.com/musterhq/muster/worker"
 )
 
-// handlerName is the handler that all jobs of the benchmarks call.
-const handlerName = "bench"
-
-// WorkerOptions of Work.
-type WorkerOptions struct {
-	Addresses []string
-	Name      string
-	DataDir   string
-	Slots     int
-	Records   io.Writer // gets a record of each start
-	Logger    *slog.Logger
+// Handler is what the worker's process runs: a handler that does nothing but to record that it was called.
+type Handler struct {
+	// Handlers are what the worker is given: the one handler.
+	Handlers *worker.Handlers
+	records  *recorder
 }
 
-// Work is the worker's process: a handler that does nothing but to record that it was called.
-func Work(ctx context.Context, o WorkerOptions) error {
-	rec := newRecorder()
-	var handlers worker.Handlers
-	handlers.Handle(handlerName, func(ctx context.Context, _ json.RawMessage) (json.RawMessage, error) {
+// NewHandler makes the handler of this name.
+func NewHandler(name string) *Handler {
+	h := &Handler{Handlers: new(worker.Handlers), records: newRecorder()}
+	h.Handlers.Handle(name, func(ctx context.Context, _ json.RawMessage) (json.RawMessage, error) {
 		at := time.Now().UnixNano()
 		info := worker.InfoFrom(ctx)
-		rec.add(start{run: info.RunID, scheduledAt: info.ScheduledAt, at: at, attempt: info.Attempt})
+		h.records.add(start{run: info.RunID, scheduledAt: info.ScheduledAt, at: at, attempt: info.Attempt})
 		return nil, nil
 	})
+	return h
+}
+
+// Run runs the worker, and writes a record of each call to w, until the worker ends.
+func (h *Handler) Run(ctx context.Context, w io.Writer, work func(context.Context) error) error {
 	var g errgroup.Group
 	stop := make(chan struct{})
-	g.Go(func() error { return rec.run(o.Records, stop) })
+	g.Go(func() error { return h.records.run(w, stop) })
 	g.Go(func() error {
 		defer close(stop)
-		return worker.Run(ctx, worker.Options{Addresses: o.Addresses, Name: o.Name, Slots: o.Slots, Handlers: &handlers,
-			DataDir: o.DataDir, Logger: o.Logger})
+		return work(ctx)
 	})
 	return g.Wait()
 }
