@@ -64,6 +64,9 @@ func TestContractOverRaft(t *testing.T) {
 		case <-time.After(30 * time.Second):
 			t.Fatal("no leader")
 		}
-		return replicated.New(overRaft{r}, state)
+		return struct {
+			*replicated.Store
+			ticking
+		}{replicated.New(overRaft{r}, state), ticking{overRaft{r}}}
 	})
 }

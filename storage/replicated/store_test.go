@@ -2,6 +2,7 @@ package replicated_test
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"testing"
 	"time"
@@ -39,6 +40,18 @@ func (d *direct) Propose(_ context.Context, commands ...fsm.Command) ([]fsm.Resu
 
 func now() job.Instant { return job.At(time.Now()) }
 
+// ticking makes versions tick in Raft, where the store over it learns from when.
+type ticking struct{ replicated.Proposer }
+
+// Decide implements storagetest.Decider.
+func (t ticking) Decide(ctx context.Context, j *job.Job) (job.Instant, error) {
+	results, err := t.Propose(ctx, &fsm.PutSchedule{JobID: j.ID, Namespace: j.Namespace, Job: j.Name, Version: j.Version, Schedule: []byte(`{"cron":"@daily"}`)})
+	if err != nil || results[0].Err != nil {
+		return 0, errors.Join(err, results[0].Err)
+	}
+	return results[0].Value.(job.Mark).From, nil
+}
+
 func openDirect() (*replicated.Store, *direct) {
 	d := &direct{state: fsm.New(), at: now}
 	return replicated.New(d, d.state), d
@@ -47,8 +60,11 @@ func openDirect() (*replicated.Store, *direct) {
 func TestContract(t *testing.T) {
 	t.Parallel()
 	storagetest.Run(t, func(*testing.T) storage.Store {
-		s, _ := openDirect()
-		return s
+		s, d := openDirect()
+		return struct {
+			*replicated.Store
+			ticking
+		}{s, ticking{d}}
 	})
 }
 
@@ -56,7 +72,10 @@ func TestContract(t *testing.T) {
 func TestContractFaulty(t *testing.T) {
 	t.Parallel()
 	storagetest.Run(t, func(*testing.T) storage.Store {
-		s, _ := openDirect()
-		return storagetest.NewFaulty(s)
+		s, d := openDirect()
+		return struct {
+			*storagetest.Faulty
+			ticking
+		}{storagetest.NewFaulty(s), ticking{d}}
 	})
 }

@@ -18,7 +18,8 @@ import (
 	"github.com/musterhq/muster/storage"
 )
 
-// Run judges a store. open makes an empty one, closed through t.Cleanup; every subtest opens its own.
+// Run judges a store. open makes an empty one, closed through t.Cleanup; every subtest opens its own. See Decider for what
+// a store over Raft adds.
 func Run(t *testing.T, open func(t *testing.T) storage.Store) {
 	for _, part := range []struct {
 		name  string
@@ -26,9 +27,11 @@ func Run(t *testing.T, open func(t *testing.T) storage.Store) {
 	}{
 		{"definitions", definitions},
 		{"dependencies", dependencies},
+		{"versions", versions},
 		{"births", births},
 		{"cancel", cancels},
 		{"moves", moves},
+		{"backlog", backlogs},
 		{"ticks", ticks},
 		{"reads", reads},
 		{"prune", prunes},
