@@ -52,7 +52,7 @@ var drivers = map[string][]string{
 	"go.etcd.io/bbolt":                 {"cluster"},
 	"github.com/hashicorp/memberlist":  {"cluster"},
 	"github.com/hashicorp/go-hclog":    {"cluster"},
-	"github.com/google/btree":          {"fsm"},
+	"github.com/google/btree":          {"fsm", "storage/memory"},
 	"github.com/jackc/pgx":             {"storage/postgres"},
 	"github.com/pressly/goose":         {"storage/postgres", "migrations"},
 	"github.com/redis/go-redis":        {"storage/redis"},

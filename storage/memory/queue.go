@@ -1,50 +1,90 @@
-// Package memory is the queue in the leader's memory: what the embedded store uses, and what the leader falls back to
-// when Redis is away. It holds nothing that the store does not know; losing it costs a reload.
+// Package memory is the queue in the leader's memory: what the embedded store uses, and what the leader goes on with when
+// Redis is away. It holds nothing that the store does not know; losing it costs a reload.
 package memory
 
 import (
 	"bytes"
-	"container/heap"
+	"cmp"
 	"context"
+	"slices"
 	"sync"
+
+	"github.com/google/btree"
 
 	"github.com/musterhq/muster/job"
 )
 
-// DefaultMaxLane bounds the entries of one lane; the rest of a longer backlog stays in the store (Q2). All live runs that
-// the embedded store takes fit, at about 150 bytes each, so with it the order of a lane is exact.
-const DefaultMaxLane = 500_000
+// The bounds of New(0): all live runs that the embedded store takes fit, at about 150 bytes each, so with it the order of
+// a lane is exact. What is beyond a bound stays in the store (Q2).
+const (
+	DefaultMaxLane  = 500_000
+	DefaultMaxTotal = 500_000
+)
+
+// treeDegree is the half width of the trees' nodes.
+const treeDegree = 32
 
 // Queue implements storage.Queue. The zero value is not usable; call New.
 type Queue struct {
-	maxLane int
+	maxLane, maxTotal int
 
 	mu    sync.Mutex
 	epoch job.Epoch
 	lanes map[job.LaneKey]*lane
-	items map[job.RunID]*item
+	items map[job.RunID]item
+	nodes *btree.FreeListG[place] // of all trees: lanes come and go
 }
 
 // New makes an empty queue whose lanes hold at most maxLane entries each; 0 means DefaultMaxLane.
-func New(maxLane int) *Queue {
+func New(maxLane int) *Queue { return NewBounded(maxLane, 0) }
+
+// NewBounded makes an empty queue whose lanes hold at most maxLane entries each, and all of them together maxTotal; 0
+// means the default. When all together are too many, the longest lanes leave their last to the store, so that no lane is
+// kept out by another.
+func NewBounded(maxLane, maxTotal int) *Queue {
 	if maxLane <= 0 {
 		maxLane = DefaultMaxLane
 	}
-	return &Queue{maxLane: maxLane, lanes: map[job.LaneKey]*lane{}, items: map[job.RunID]*item{}}
+	if maxTotal <= 0 {
+		maxTotal = max(DefaultMaxTotal, maxLane)
+	}
+	q := &Queue{maxLane: maxLane, maxTotal: maxTotal, nodes: btree.NewFreeListG[place](4 * treeDegree)}
+	q.empty()
+	return q
 }
 
+func (q *Queue) empty() { q.lanes, q.items = map[job.LaneKey]*lane{}, map[job.RunID]item{} }
+
+// lane keeps its entries in two trees: what was ready when somebody last looked by Order, the rest by ready time. Both go
+// by id where these are equal.
 type lane struct {
-	ready   byOrder // startable at the last Pop, or pushed as such
-	delayed byTime
+	key            job.LaneKey
+	ready, delayed *btree.BTreeG[place]
+	touched        bool // during Push
 }
 
-func (l *lane) size() int { return len(l.ready) + len(l.delayed) }
+func (l *lane) size() int { return l.ready.Len() + l.delayed.Len() }
 
+// place is where an entry stands in a tree.
+type place struct {
+	at int64 // Order, or the ready time
+	id job.RunID
+}
+
+func before(a, b place) bool {
+	return a.at < b.at || a.at == b.at && bytes.Compare(a.id[:], b.id[:]) < 0
+}
+
+// item is an entry but for its id.
 type item struct {
-	job.QueueEntry
-	order   int64
-	index   int // in the heap that holds it
-	delayed bool
+	lane     *lane
+	readyAt  job.Instant
+	priority uint8
+	delayed  bool // which tree has it
+}
+
+func (it item) entry(id job.RunID) job.QueueEntry {
+	return job.QueueEntry{RunID: id, Lane: it.lane.key, Priority: it.priority, ReadyAt: it.readyAt}
 }
 
 // Raise implements storage.Queue.
@@ -72,25 +112,137 @@ func (q *Queue) Push(_ context.Context, epoch job.Epoch, now job.Instant, entrie
 	if err := q.fenced(epoch); err != nil {
 		return nil, err
 	}
+	var touched []*lane
 	for _, e := range entries {
-		if old := q.items[e.RunID]; old != nil {
-			q.drop(old)
+		l := q.lane(e.Lane)
+		if !l.touched {
+			l.touched, touched = true, append(touched, l)
 		}
-		l := q.lanes[e.Lane]
-		if l == nil {
-			l = &lane{}
-			q.lanes[e.Lane] = l
+		if old, ok := q.items[e.RunID]; ok {
+			q.drop(e.RunID, old)
 		}
-		if l.size() >= q.maxLane {
-			left = append(left, e)
-			continue
-		}
-		it := &item{QueueEntry: e, order: job.Order(e.ReadyAt, e.Priority), delayed: true}
-		q.items[e.RunID] = it
-		// Everything enters through the delayed heap: only Pop and Lanes know what time it is.
-		heap.Push(&l.delayed, it)
+		q.put(e.RunID, item{lane: l, readyAt: e.ReadyAt, priority: e.Priority, delayed: e.ReadyAt > now})
 	}
-	return left, nil
+	for _, l := range touched {
+		l.touched = false
+		if over := l.size() - q.maxLane; over > 0 {
+			q.settle(l, now)
+			left = q.evict(left, l, over)
+		}
+		q.tidy(l)
+	}
+	return q.trim(left), nil
+}
+
+// lane answers a lane, a new one if need be. Whoever leaves it empty calls tidy.
+func (q *Queue) lane(k job.LaneKey) *lane {
+	l := q.lanes[k]
+	if l == nil {
+		l = &lane{key: k, ready: btree.NewWithFreeListG(treeDegree, before, q.nodes), delayed: btree.NewWithFreeListG(treeDegree, before, q.nodes)}
+		q.lanes[k] = l
+	}
+	return l
+}
+
+func (q *Queue) put(id job.RunID, it item) {
+	if it.delayed {
+		it.lane.delayed.ReplaceOrInsert(place{int64(it.readyAt), id})
+	} else {
+		it.lane.ready.ReplaceOrInsert(place{job.Order(it.readyAt, it.priority), id})
+	}
+	q.items[id] = it
+}
+
+// drop takes an entry out. A lane that it leaves empty is forgotten, but for one that Push is at.
+func (q *Queue) drop(id job.RunID, it item) {
+	if it.delayed {
+		it.lane.delayed.Delete(place{int64(it.readyAt), id})
+	} else {
+		it.lane.ready.Delete(place{job.Order(it.readyAt, it.priority), id})
+	}
+	delete(q.items, id)
+	if !it.lane.touched {
+		q.tidy(it.lane)
+	}
+}
+
+func (q *Queue) tidy(l *lane) {
+	if l.size() == 0 {
+		delete(q.lanes, l.key)
+	}
+}
+
+// settle brings each entry that is about to be looked at into the right tree: what has become ready, and of the ready ones
+// the first, which a caller with an earlier now must not get. Callers take the time before they come here, and overtake
+// each other; and clocks are set back.
+func (q *Queue) settle(l *lane, now job.Instant) {
+	for {
+		p, ok := l.delayed.Min()
+		if !ok || p.at > int64(now) {
+			break
+		}
+		l.delayed.DeleteMin()
+		it := q.items[p.id]
+		it.delayed = false
+		q.put(p.id, it)
+	}
+	for {
+		p, ok := l.ready.Min()
+		if !ok {
+			return
+		}
+		it := q.items[p.id]
+		if it.readyAt <= now {
+			return
+		}
+		l.ready.DeleteMin()
+		it.delayed = true
+		q.put(p.id, it)
+	}
+}
+
+// evict takes the last n entries out of a lane.
+func (q *Queue) evict(left []job.QueueEntry, l *lane, n int) []job.QueueEntry {
+	for range n {
+		p, ok := l.delayed.DeleteMax()
+		if !ok {
+			p, _ = l.ready.DeleteMax()
+		}
+		left = append(left, q.items[p.id].entry(p.id))
+		delete(q.items, p.id)
+	}
+	return left
+}
+
+// trim keeps the bound of all lanes together. It goes some way below it, so that a full queue does not look through its
+// lanes at each push.
+func (q *Queue) trim(left []job.QueueEntry) []job.QueueEntry {
+	if len(q.items) <= q.maxTotal {
+		return left
+	}
+	over := len(q.items) - q.maxTotal + q.maxTotal/32
+	lanes := make([]*lane, 0, len(q.lanes))
+	for _, l := range q.lanes {
+		lanes = append(lanes, l)
+	}
+	slices.SortFunc(lanes, func(a, b *lane) int { return cmp.Or(b.size()-a.size(), cmp.Compare(a.key, b.key)) })
+	// The longest n lanes are cut to one level: the one at which what is cut off is enough.
+	n, sum := 0, 0
+	for n < len(lanes) {
+		sum += lanes[n].size()
+		n++
+		if n == len(lanes) || sum-n*lanes[n].size() >= over {
+			break
+		}
+	}
+	level := max(0, (sum-over)/n)
+	for _, l := range lanes[:n] {
+		cut := min(over, l.size()-level)
+		left = q.evict(left, l, cut)
+		over -= cut
+		q.tidy(l)
+	}
+	return left
 }
 
 // Pop implements storage.Queue.
@@ -106,24 +258,18 @@ func (q *Queue) Pop(_ context.Context, epoch job.Epoch, now job.Instant, wants [
 		if l == nil {
 			continue
 		}
-		l.promote(now)
-		for n := 0; n < w.Max && len(l.ready) > 0; n++ {
-			it := heap.Pop(&l.ready).(*item)
-			delete(q.items, it.RunID)
-			out = append(out, it.QueueEntry)
+		for range w.Max {
+			q.settle(l, now)
+			p, ok := l.ready.DeleteMin()
+			if !ok {
+				break
+			}
+			out = append(out, q.items[p.id].entry(p.id))
+			delete(q.items, p.id)
 		}
-		q.tidy(w.Lane, l)
+		q.tidy(l)
 	}
 	return out, nil
-}
-
-// promote moves what is ready at now to the ready heap.
-func (l *lane) promote(now job.Instant) {
-	for len(l.delayed) > 0 && l.delayed[0].ReadyAt <= now {
-		it := heap.Pop(&l.delayed).(*item)
-		it.delayed = false
-		heap.Push(&l.ready, it)
-	}
 }
 
 // Remove implements storage.Queue.
@@ -134,28 +280,11 @@ func (q *Queue) Remove(_ context.Context, epoch job.Epoch, ids []job.RunID) erro
 		return err
 	}
 	for _, id := range ids {
-		if it := q.items[id]; it != nil {
-			q.drop(it)
+		if it, ok := q.items[id]; ok {
+			q.drop(id, it)
 		}
 	}
 	return nil
-}
-
-func (q *Queue) drop(it *item) {
-	l := q.lanes[it.Lane]
-	if it.delayed {
-		heap.Remove(&l.delayed, it.index)
-	} else {
-		heap.Remove(&l.ready, it.index)
-	}
-	delete(q.items, it.RunID)
-	q.tidy(it.Lane, l)
-}
-
-func (q *Queue) tidy(k job.LaneKey, l *lane) {
-	if l.size() == 0 {
-		delete(q.lanes, k)
-	}
 }
 
 // Lanes implements storage.Queue.
@@ -164,13 +293,13 @@ func (q *Queue) Lanes(_ context.Context, now job.Instant) ([]job.LaneDepth, erro
 	defer q.mu.Unlock()
 	out := make([]job.LaneDepth, 0, len(q.lanes))
 	for k, l := range q.lanes {
-		l.promote(now)
-		d := job.LaneDepth{Lane: k, Ready: len(l.ready), Delayed: len(l.delayed)}
-		if len(l.ready) > 0 {
-			d.First = l.ready[0].order
+		q.settle(l, now)
+		d := job.LaneDepth{Lane: k, Ready: l.ready.Len(), Delayed: l.delayed.Len()}
+		if p, ok := l.ready.Min(); ok {
+			d.First = p.at
 		}
-		if len(l.delayed) > 0 {
-			d.NextAt = l.delayed[0].ReadyAt
+		if p, ok := l.delayed.Min(); ok {
+			d.NextAt = job.Instant(p.at)
 		}
 		out = append(out, d)
 	}
@@ -183,7 +312,7 @@ func (q *Queue) Holds(_ context.Context, ids []job.RunID) ([]bool, error) {
 	defer q.mu.Unlock()
 	out := make([]bool, len(ids))
 	for i, id := range ids {
-		out[i] = q.items[id] != nil
+		_, out[i] = q.items[id]
 	}
 	return out, nil
 }
@@ -195,35 +324,38 @@ func (q *Queue) Reset(_ context.Context, epoch job.Epoch) error {
 	if err := q.fenced(epoch); err != nil {
 		return err
 	}
-	q.lanes, q.items = map[job.LaneKey]*lane{}, map[job.RunID]*item{}
+	q.empty()
 	return nil
 }
 
-type byOrder []*item
-
-func (h byOrder) Len() int { return len(h) }
-func (h byOrder) Less(i, j int) bool {
-	if h[i].order != h[j].order {
-		return h[i].order < h[j].order
-	}
-	return bytes.Compare(h[i].RunID[:], h[j].RunID[:]) < 0
+// Len answers how many entries there are.
+func (q *Queue) Len() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.items)
 }
-func (h byOrder) Swap(i, j int) { h[i], h[j] = h[j], h[i]; h[i].index, h[j].index = i, j }
-func (h *byOrder) Push(x any)   { it := x.(*item); it.index = len(*h); *h = append(*h, it) }
-func (h *byOrder) Pop() any     { return popItem((*[]*item)(h)) }
 
-type byTime []*item
+// Entries answers all entries, in no order: what a copy of the queue is made of.
+func (q *Queue) Entries() []job.QueueEntry {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	out := make([]job.QueueEntry, 0, len(q.items))
+	for id, it := range q.items {
+		out = append(out, it.entry(id))
+	}
+	return out
+}
 
-func (h byTime) Len() int           { return len(h) }
-func (h byTime) Less(i, j int) bool { return h[i].ReadyAt < h[j].ReadyAt }
-func (h byTime) Swap(i, j int)      { h[i], h[j] = h[j], h[i]; h[i].index, h[j].index = i, j }
-func (h *byTime) Push(x any)        { it := x.(*item); it.index = len(*h); *h = append(*h, it) }
-func (h *byTime) Pop() any          { return popItem((*[]*item)(h)) }
-
-func popItem(h *[]*item) *item {
-	old := *h
-	it := old[len(old)-1]
-	old[len(old)-1] = nil
-	*h = old[:len(old)-1]
-	return it
+// Sample answers how long some lanes are, others each time: what a copy of the queue is compared by.
+func (q *Queue) Sample(n int) map[job.LaneKey]int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	out := make(map[job.LaneKey]int, min(n, len(q.lanes)))
+	for k, l := range q.lanes {
+		if len(out) == n {
+			break
+		}
+		out[k] = l.size()
+	}
+	return out
 }

@@ -4,6 +4,7 @@ package queuetest
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -41,15 +42,16 @@ func numbers(es []job.QueueEntry) (ns []int) {
 // Run judges a queue.
 func Run(t *testing.T, o Options) {
 	ctx := context.Background()
-	open := func(t *testing.T) storage.Queue {
+	openFor := func(t *testing.T, maxLane int) storage.Queue {
 		t.Helper()
 		t.Parallel()
-		q := o.Open(t, 1000)
-		if _, err := q.Raise(ctx, 1); err != nil {
-			t.Fatal(err)
+		q := o.Open(t, maxLane)
+		if stands, err := q.Raise(ctx, 1); err != nil || stands != 1 {
+			t.Fatalf("raise: %d stands, %v", stands, err)
 		}
 		return q
 	}
+	open := func(t *testing.T) storage.Queue { t.Helper(); return openFor(t, 1000) }
 	push := func(t *testing.T, q storage.Queue, es ...job.QueueEntry) {
 		t.Helper()
 		left, err := q.Push(ctx, 1, t0, es)
@@ -69,6 +71,33 @@ func Run(t *testing.T, o Options) {
 		t.Helper()
 		if d := cmp.Diff(want, got); d != "" {
 			t.Fatalf("entries (-want +got):\n%s", d)
+		}
+	}
+	expectLeft := func(t *testing.T, q storage.Queue, now job.Instant, es []job.QueueEntry, want ...int) {
+		t.Helper()
+		left, err := q.Push(ctx, 1, now, es)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := numbers(left)
+		slices.Sort(got)
+		slices.Sort(want)
+		if d := cmp.Diff(want, got); d != "" {
+			t.Fatalf("left (-want +got):\n%s", d)
+		}
+	}
+	expectHeld := func(t *testing.T, q storage.Queue, ns []int, want []bool) {
+		t.Helper()
+		ids := make([]job.RunID, len(ns))
+		for i, n := range ns {
+			ids[i] = id(n)
+		}
+		got, err := q.Holds(ctx, ids)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Fatalf("held (-want +got):\n%s", d)
 		}
 	}
 
@@ -119,17 +148,57 @@ func Run(t *testing.T, o Options) {
 		}
 		expect(t, pop(t, q, t0.Add(2*time.Hour), job.LaneWant{Lane: "a", Max: 9}), []int{3})
 	})
-	t.Run("a full lane refuses, others do not, and room comes back", func(t *testing.T) {
-		t.Parallel()
-		q := o.Open(t, 2)
-		left, err := q.Push(ctx, 1, t0, []job.QueueEntry{entry(1, "a", 5, t0), entry(2, "a", 5, t0), entry(3, "a", 5, t0), entry(4, "b", 5, t0), entry(1, "a", 4, t0)})
-		if err != nil {
+	t.Run("what a full lane has no room for is answered, other lanes take theirs, and room comes back", func(t *testing.T) {
+		q := openFor(t, 2)
+		expectLeft(t, q, t0, []job.QueueEntry{entry(1, "a", 5, t0), entry(2, "a", 5, t0), entry(3, "a", 5, t0), entry(4, "b", 5, t0)}, 3)
+		expect(t, pop(t, q, t0, job.LaneWant{Lane: "a", Max: 1}), []int{1})
+		push(t, q, entry(3, "a", 5, t0))
+		expect(t, pop(t, q, t0, job.LaneWant{Lane: "a", Max: 9}, job.LaneWant{Lane: "b", Max: 9}), []int{2, 3, 4})
+	})
+	t.Run("Q2: a full lane leaves its last for one that comes before it", func(t *testing.T) {
+		q := openFor(t, 3)
+		push(t, q, entry(1, "a", 5, t0), entry(2, "a", 5, t0.Add(-time.Second)), entry(3, "a", 5, t0.Add(-2*time.Second)))
+		expectLeft(t, q, t0, []job.QueueEntry{entry(4, "a", 9, t0)}, 1)
+		expectLeft(t, q, t0, []job.QueueEntry{entry(5, "a", 0, t0), entry(6, "a", 8, t0)}, 5, 2)
+		expectHeld(t, q, []int{1, 2, 3, 4, 5, 6}, []bool{false, false, true, true, false, true})
+		expect(t, pop(t, q, t0, job.LaneWant{Lane: "a", Max: 9}), []int{4, 6, 3})
+	})
+	t.Run("Q2: what is not ready goes before what is, the latest first", func(t *testing.T) {
+		q := openFor(t, 3)
+		push(t, q, entry(1, "a", 9, t0.Add(time.Minute)), entry(2, "a", 9, t0.Add(time.Second)), entry(3, "a", 0, t0))
+		expectLeft(t, q, t0, []job.QueueEntry{entry(4, "a", 0, t0)}, 1)
+		expectLeft(t, q, t0, []job.QueueEntry{entry(5, "a", 0, t0.Add(time.Second))}, 5)
+		expectLeft(t, q, t0, []job.QueueEntry{entry(6, "a", 0, t0), entry(7, "a", 0, t0)}, 2, 7)
+		expect(t, pop(t, q, t0.Add(time.Hour), job.LaneWant{Lane: "a", Max: 9}), []int{3, 4, 6})
+	})
+	t.Run("what has become ready by the time of a push counts as ready", func(t *testing.T) {
+		q := openFor(t, 2)
+		push(t, q, entry(1, "a", 9, t0.Add(time.Second)), entry(2, "a", 0, t0.Add(2*time.Second)))
+		expectLeft(t, q, t0.Add(time.Second), []job.QueueEntry{entry(3, "a", 0, t0.Add(time.Second))}, 2)
+		expectLeft(t, q, t0.Add(time.Minute), []job.QueueEntry{entry(4, "a", 5, t0.Add(time.Minute))}, 3)
+		expect(t, pop(t, q, t0.Add(time.Minute), job.LaneWant{Lane: "a", Max: 9}), []int{1, 4})
+	})
+	t.Run("a run that is pushed again takes no second place", func(t *testing.T) {
+		q := openFor(t, 2)
+		push(t, q, entry(1, "a", 5, t0), entry(2, "a", 5, t0))
+		push(t, q, entry(1, "a", 4, t0))
+		expectLeft(t, q, t0, []job.QueueEntry{entry(3, "a", 5, t0)}, 1)
+		push(t, q, entry(3, "b", 5, t0))
+		push(t, q, entry(4, "a", 5, t0), entry(4, "a", 5, t0), entry(4, "a", 5, t0))
+		expect(t, pop(t, q, t0, job.LaneWant{Lane: "a", Max: 9}, job.LaneWant{Lane: "b", Max: 9}), []int{2, 4, 3})
+	})
+	t.Run("a caller whose time is earlier than the one before gets nothing too early", func(t *testing.T) {
+		q := open(t)
+		push(t, q, entry(1, "a", 5, t0), entry(2, "a", 5, t0.Add(time.Second)), entry(3, "a", 9, t0.Add(time.Minute)))
+		expect(t, pop(t, q, t0.Add(time.Hour), job.LaneWant{Lane: "b", Max: 1}, job.LaneWant{Lane: "a", Max: 0}), nil)
+		if _, err := q.Lanes(ctx, t0.Add(time.Hour)); err != nil {
 			t.Fatal(err)
 		}
-		expect(t, numbers(left), []int{3})
-		expect(t, pop(t, q, t0, job.LaneWant{Lane: "a", Max: 1}), []int{2})
-		push(t, q, entry(3, "a", 5, t0))
-		expect(t, pop(t, q, t0, job.LaneWant{Lane: "a", Max: 9}), []int{3, 1})
+		if _, err := q.Push(ctx, 1, t0.Add(time.Hour), []job.QueueEntry{entry(4, "a", 9, t0.Add(time.Minute))}); err != nil {
+			t.Fatal(err)
+		}
+		expect(t, pop(t, q, t0.Add(time.Second), job.LaneWant{Lane: "a", Max: 9}), []int{1, 2})
+		expect(t, pop(t, q, t0.Add(time.Minute), job.LaneWant{Lane: "a", Max: 9}), []int{3, 4})
 	})
 	t.Run("lanes tells depths", func(t *testing.T) {
 		q := open(t)
@@ -154,13 +223,7 @@ func Run(t *testing.T, o Options) {
 		q := open(t)
 		push(t, q, entry(1, "a", 5, t0), entry(2, "a", 5, t0.Add(time.Hour)))
 		pop(t, q, t0, job.LaneWant{Lane: "a", Max: 1})
-		got, err := q.Holds(ctx, []job.RunID{id(1), id(2), id(3)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if d := cmp.Diff([]bool{false, true, false}, got); d != "" {
-			t.Fatal(d)
-		}
+		expectHeld(t, q, []int{1, 2, 3}, []bool{false, true, false})
 	})
 	t.Run("L1: an older epoch is refused everywhere and changes nothing", func(t *testing.T) {
 		q := open(t)
@@ -185,7 +248,22 @@ func Run(t *testing.T, o Options) {
 			t.Fatalf("the queue changed under an old epoch: %v, %v", es, err)
 		}
 	})
-	t.Run("reset empties", func(t *testing.T) {
+	t.Run("L1: a raise keeps what is queued, and may be repeated", func(t *testing.T) {
+		q := open(t)
+		push(t, q, entry(1, "a", 5, t0), entry(2, "a", 5, t0.Add(time.Hour)))
+		for range 2 {
+			if stands, err := q.Raise(ctx, 7); err != nil || stands != 7 {
+				t.Fatalf("raise: %d stands, %v", stands, err)
+			}
+		}
+		expectHeld(t, q, []int{1, 2}, []bool{true, true})
+		es, err := q.Pop(ctx, 7, t0, []job.LaneWant{{Lane: "a", Max: 9}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		expect(t, numbers(es), []int{1})
+	})
+	t.Run("reset empties, and the queue goes on", func(t *testing.T) {
 		q := open(t)
 		push(t, q, entry(1, "a", 5, t0), entry(2, "b", 5, t0.Add(time.Hour)))
 		if err := q.Reset(ctx, 1); err != nil {
@@ -195,6 +273,9 @@ func Run(t *testing.T, o Options) {
 		if err != nil || len(lanes) != 0 {
 			t.Fatalf("lanes after reset: %v, %v", lanes, err)
 		}
+		expectHeld(t, q, []int{1, 2}, []bool{false, false})
+		push(t, q, entry(3, "a", 5, t0))
+		expect(t, pop(t, q, t0.Add(2*time.Hour), job.LaneWant{Lane: "a", Max: 9}, job.LaneWant{Lane: "b", Max: 9}), []int{3})
 	})
 	t.Run("order holds over many entries and partial pops", func(t *testing.T) {
 		q := open(t)
@@ -225,4 +306,5 @@ func Run(t *testing.T, o Options) {
 			t.Fatalf("%d entries popped, want 500", n)
 		}
 	})
+	t.Run("whatever is done to it, it is what a plain list would be", func(t *testing.T) { t.Parallel(); asList(t, o) })
 }
