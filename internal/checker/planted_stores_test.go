@@ -27,9 +27,9 @@ func storedHistory() *checker.History {
 	h.Ops = append(h.Ops, checker.Op{Kind: checker.Submit, ID: awayRun, Node: "n1", Outcome: checker.Refused, Status: 503, Reason: "store_unavailable",
 		Asked: moment(16_000), Done: moment(16_010), Body: body(`{"spec": {}}`)})
 	for _, early := range []checker.Op{
-		{ID: runID(41), Outcome: checker.Unknown, Node: "n1", Asked: moment(9_900), Done: moment(12_000)},  // under way
+		{ID: runID(41), Outcome: checker.Unknown, Node: "n1", Asked: moment(9_900), Done: moment(12_000)}, // under way
 		{ID: earlyRun, Outcome: checker.Unknown, Node: "n1", Asked: moment(10_100), Done: moment(13_000)}, // nobody had noticed
-		{ID: runID(43), Outcome: checker.Unknown, Asked: moment(16_000), Done: moment(19_000)},             // an SDK's patience
+		{ID: runID(43), Outcome: checker.Unknown, Asked: moment(16_000), Done: moment(19_000)},            // an SDK's patience
 		{ID: runID(44), Outcome: checker.Refused, Node: "n1", Bad: true, Status: 422, Field: "spec", Asked: moment(16_000), Done: moment(16_001)},
 	} {
 		early.Kind, early.Body = checker.Submit, body(`{"spec": {}}`)

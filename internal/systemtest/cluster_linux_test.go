@@ -61,6 +61,8 @@ type shape struct {
 	quiet          bool
 	clocks         bool     // the nodes are this test's binary, which reads how wrong its clock is from a file
 	net            *network // nil: all on loopback
+	stores         bool     // the nodes keep everything in a Postgres and a Redis of their own
+	breakable      bool     // the nodes end where they are told to (package failpoint)
 	dev            bool     // one `muster dev` instead of the nodes: for working on these tests
 }
 
@@ -80,6 +82,7 @@ type cluster struct {
 	nodes   []*process
 	workers []*process
 	docs    []*job.Document
+	stored  *stores // nil: embedded
 	load    *load
 	stop    func() // ends the load
 	began   time.Time
@@ -107,6 +110,15 @@ func newCluster(t *testing.T, s shape) *cluster {
 		t.Fatal(err)
 	}
 	c.binary = buildMuster(t)
+	serve := c.binary
+	if s.breakable {
+		serve = buildBreakable(t)
+	}
+	var where []string
+	if s.stores {
+		c.stored = startStores(c)
+		where = []string{"--postgres", c.stored.postgres.URL, "--redis", c.stored.redis.URL}
+	}
 	var names, hosts, apis []string
 	var ports []int
 	for i := range s.nodes {
@@ -129,6 +141,7 @@ func newCluster(t *testing.T, s shape) *cluster {
 		p.command = func() *exec.Cmd {
 			args := []string{"server", "--name", name, "--data", filepath.Join(c.dir, name), "--http", apis[i], "--raft", at(hosts[i], ports[i]+1),
 				"--gossip", at(hosts[i], ports[i]+2), "--join", strings.Join(apis, ","), "--tls", c.pki("nodes", name), "--log-level", "info"}
+			args = append(args, where...)
 			switch {
 			case s.dev:
 				args = []string{"dev", "--no-worker", "--data", filepath.Join(c.dir, name), "--http", apis[i], "--log-level", "info"}
@@ -137,7 +150,7 @@ func newCluster(t *testing.T, s shape) *cluster {
 				x.Env = append(os.Environ(), wrongClock+"="+c.clockFile(name))
 				return x
 			}
-			return c.inside(s.net.nodeSpace(i), exec.Command(c.binary, args...))
+			return c.inside(s.net.nodeSpace(i), exec.Command(serve, args...))
 		}
 		c.nodes = append(c.nodes, newProcess(t, p))
 		endpoints = append(endpoints, endpoint{name, p.url})
@@ -151,7 +164,7 @@ func newCluster(t *testing.T, s shape) *cluster {
 				t.Fatal(err)
 			}
 			args := []string{"worker", "--name", name, "--data", filepath.Join(c.dir, name), "--join", strings.Join(apis, ","),
-				"--slots", strconv.Itoa(s.slots), "--label", "worker=" + name, "--allow-exec", self, "--no-http", "--log-level", "info"}
+				"--slots", strconv.Itoa(s.slots), "--label", "worker=" + name, "--allow-exec", self, "--allow-exec", nothing, "--no-http", "--log-level", "info"}
 			if !s.dev {
 				args = append(args, "--join-token", c.pki("join.token"), "--ca", c.pki("ca.crt"))
 			}
@@ -438,22 +451,24 @@ func (c *cluster) awaitWorkers() {
 // replaced the leader may still speak well.
 func (c *cluster) awaitWhole() {
 	c.t.Helper()
-	votes := func(asked, of *process) bool {
-		s, ok := c.status(asked)
-		for _, n := range s.Nodes {
-			if n.Name == of.name && (n.Role == "voter" || n.Role == "leader") && n.Healthy && n.Behind < 1000 {
-				return ok && len(s.Nodes) == len(c.nodes)
-			}
-		}
-		return false
-	}
 	c.await(90*time.Second, "whole cluster", func() bool {
 		l := c.leader()
-		return c.dev || !slices.ContainsFunc(c.nodes, func(n *process) bool { return !votes(l, n) || !votes(n, n) })
+		return c.dev || !slices.ContainsFunc(c.nodes, func(n *process) bool { return !c.votes(l, n) || !c.votes(n, n) })
 	})
 	for _, n := range c.nodes {
 		n.ready(time.Minute)
 	}
+}
+
+// votes tells whether one node says of another, or of itself, that it is a voter and up to date.
+func (c *cluster) votes(asked, of *process) bool {
+	s, ok := c.status(asked)
+	for _, n := range s.Nodes {
+		if n.Name == of.name && (n.Role == "voter" || n.Role == "leader") && n.Healthy && n.Behind < 1000 {
+			return ok && len(s.Nodes) == len(c.nodes)
+		}
+	}
+	return false
 }
 
 // heal ends all that was done to the cluster.
@@ -484,15 +499,11 @@ func (c *cluster) end() (*checker.History, *checker.Report) {
 	c.settle(2*time.Second, 3*time.Second)
 	c.stop()
 	d := &drain{t: c.t, dir: c.dir, rec: c.rec, api: c.load.sdk, docs: c.docs}
-	if !c.quiet {
-		d.end()
-		d.observe()
-	}
+	d.end()
+	d.observe()
 	c.digests()
 	c.refusals()
-	if !c.quiet {
-		d.read()
-	}
+	d.read()
 	for _, p := range slices.Concat(c.workers, c.nodes) {
 		p.stop()
 	}

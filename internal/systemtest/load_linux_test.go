@@ -139,7 +139,7 @@ func (l *load) submitSDK(r *rand.Rand) {
 	} else {
 		l.t.Logf("the client gave up on a submission: %v", err)
 	}
-	l.answered(op, outcome, run, err)
+	l.answered(&op, outcome, run, err)
 	l.maybeCancel(r, id)
 }
 
@@ -167,6 +167,17 @@ func (l *load) submitKeyed(r *rand.Rand) {
 
 // submit is one request.
 func (l *load) submit(s submission, id job.RunID, key string) checker.Outcome {
+	op := l.submitOp(s, id, key)
+	return op.Outcome
+}
+
+// submitOp is one request, and all that became of it.
+func (l *load) submitOp(s submission, id job.RunID, key string) checker.Op {
+	return l.submitTo(l.http, l.nodes[rand.IntN(len(l.nodes))], s, id, key)
+}
+
+// submitTo is one request to a certain node.
+func (l *load) submitTo(by *http.Client, node endpoint, s submission, id job.RunID, key string) checker.Op {
 	op := l.asked(s, id, key)
 	body, _ := json.Marshal(struct {
 		submission
@@ -174,8 +185,32 @@ func (l *load) submit(s submission, id job.RunID, key string) checker.Outcome {
 		Key string    `json:"idempotency_key,omitempty"`
 	}{s, id, key})
 	var run job.Run
-	outcome, err := l.post(&op, "/v1/runs", body, &run)
-	return l.answered(op, outcome, &run, err)
+	outcome, err := l.askNode(by, node, &op, http.MethodPost, "/v1/runs", body, &run)
+	l.answered(&op, outcome, &run, err)
+	return op
+}
+
+// submitTogether has many callers submit the same under one key, and counts of which run they are told.
+func (l *load) submitTogether(s submission, key string, callers int) map[job.RunID]int {
+	told := make(chan checker.Op, callers)
+	begin := make(chan struct{})
+	for range callers {
+		go func() {
+			<-begin
+			told <- l.submitOp(s, client.NewRunID(), key)
+		}()
+	}
+	close(begin)
+	ids := map[job.RunID]int{}
+	for range callers {
+		switch op := <-told; {
+		case op.Outcome == checker.OK:
+			ids[op.Answer.ID]++
+		default:
+			l.t.Errorf("a submission with a key was answered %s: %d %s", op.Outcome, op.Status, op.Problem)
+		}
+	}
+	return ids
 }
 
 // bad is what must be refused, with the field named.
@@ -197,7 +232,7 @@ func (l *load) submitBad(r *rand.Rand) {
 	op := checker.Op{Kind: checker.Submit, Bad: true, Asked: now(), ID: id, Body: body}
 	var run job.Run
 	outcome, err := l.post(&op, "/v1/runs", body, &run)
-	l.answered(op, outcome, &run, err)
+	l.answered(&op, outcome, &run, err)
 }
 
 func (l *load) asked(s submission, id job.RunID, key string) checker.Op {
@@ -208,7 +243,7 @@ func (l *load) asked(s submission, id job.RunID, key string) checker.Op {
 	return checker.Op{Kind: checker.Submit, Asked: now(), ID: id, Key: key, Body: body}
 }
 
-func (l *load) answered(op checker.Op, outcome checker.Outcome, run *job.Run, err error) checker.Outcome {
+func (l *load) answered(op *checker.Op, outcome checker.Outcome, run *job.Run, err error) checker.Outcome {
 	op.Done, op.Outcome = now(), outcome
 	if err != nil {
 		op.Problem = err.Error()
@@ -221,7 +256,7 @@ func (l *load) answered(op checker.Op, outcome checker.Outcome, run *job.Run, er
 			l.mu.Unlock()
 		}
 	}
-	l.rec.op(op)
+	l.rec.op(*op)
 	return outcome
 }
 
@@ -231,7 +266,11 @@ func (l *load) post(op *checker.Op, path string, body []byte, out any) (checker.
 }
 
 func (l *load) ask(op *checker.Op, method, path string, body []byte, out any) (checker.Outcome, error) {
-	node := l.nodes[rand.IntN(len(l.nodes))]
+	return l.askNode(l.http, l.nodes[rand.IntN(len(l.nodes))], op, method, path, body, out)
+}
+
+// askNode sends one request to a certain node.
+func (l *load) askNode(by *http.Client, node endpoint, op *checker.Op, method, path string, body []byte, out any) (checker.Outcome, error) {
 	op.Node = node.name
 	request, err := http.NewRequest(method, node.url+path, bytes.NewReader(body))
 	if err != nil {
@@ -242,7 +281,7 @@ func (l *load) ask(op *checker.Op, method, path string, body []byte, out any) (c
 	if l.token != "" {
 		request.Header.Set("Authorization", "Bearer "+l.token)
 	}
-	resp, err := l.http.Do(request)
+	resp, err := by.Do(request)
 	if err != nil {
 		var dial *net.OpError
 		if errors.As(err, &dial) && dial.Op == "dial" {
@@ -263,13 +302,14 @@ func (l *load) ask(op *checker.Op, method, path string, body []byte, out any) (c
 		return checker.OK, nil
 	}
 	var problem struct {
-		Code  job.Code `json:"code"`
-		Field string   `json:"field"`
+		Code   job.Code `json:"code"`
+		Field  string   `json:"field"`
+		Reason string   `json:"reason"`
 	}
 	if err := json.Unmarshal(data, &problem); err != nil || problem.Code == "" {
 		l.t.Errorf("%s %s: status %d without a problem document: %q", method, path, resp.StatusCode, data)
 	}
-	op.Field = problem.Field
+	op.Field, op.Reason = problem.Field, problem.Reason
 	if problem.Code == job.Internal {
 		l.t.Errorf("%s %s: %s", method, path, data)
 	}
@@ -295,7 +335,7 @@ func (l *load) maybeCancel(r *rand.Rand, id job.RunID) {
 	op := checker.Op{Kind: checker.Cancel, Asked: now(), ID: id}
 	var run job.Run
 	outcome, err := l.post(&op, "/v1/runs/"+id.String()+"/cancel", nil, &run)
-	l.answered(op, outcome, &run, err)
+	l.answered(&op, outcome, &run, err)
 }
 
 // read looks at a run that was accepted; what it sees ended must stay so.
@@ -316,7 +356,7 @@ func (l *load) read(r *rand.Rand) {
 		return // nobody answered; what a read that failed says is nothing
 	}
 	// It was accepted, so a node that answers must know it: the checker sees to that.
-	l.answered(op, outcome, &run, err)
+	l.answered(&op, outcome, &run, err)
 }
 
 // edit makes a new version of a job, so that ticks have more than one owner.

@@ -30,21 +30,41 @@ func buildMuster(t *testing.T) string {
 	return path
 }
 
-// buildDir is where build builds, "" as long as it has not; TestMain removes it.
+// buildBreakable builds the binary that ends where it is told to (package failpoint).
+func buildBreakable(t *testing.T) string {
+	t.Helper()
+	path, err := buildWithPoints()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+var (
+	build           = sync.OnceValues(func() (string, error) { return goBuild("muster") })
+	buildWithPoints = sync.OnceValues(func() (string, error) { return goBuild("muster-breakable", "-tags", "failpoints") })
+)
+
+// buildDir is where goBuild builds, "" as long as it has not; TestMain removes it.
 var buildDir string
 
-var build = sync.OnceValues(func() (path string, err error) {
-	if buildDir, err = os.MkdirTemp("", "muster-systemtest-"); err != nil {
+var makeBuildDir = sync.OnceValue(func() (err error) {
+	buildDir, err = os.MkdirTemp("", "muster-systemtest-")
+	return err
+})
+
+func goBuild(name string, flags ...string) (path string, err error) {
+	if err := makeBuildDir(); err != nil {
 		return "", err
 	}
-	path = filepath.Join(buildDir, "muster")
-	c := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", path, "../../cmd/muster")
+	path = filepath.Join(buildDir, name)
+	c := exec.Command("go", append(append([]string{"build", "-trimpath", "-buildvcs=false", "-o", path}, flags...), "../../cmd/muster")...)
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build muster: %w\n%s", err, out)
 	}
 	return path, nil
-})
+}
 
 // starter starts processes. A parent-death signal comes when the thread ends that started the child. This one lives as
 // long as the test, so a test that is killed, or panics, leaves no process behind.
@@ -84,6 +104,8 @@ type process struct {
 	http    *http.Client     // that can talk to it
 	command func() *exec.Cmd // makes each life's
 	began   func(pid int)    // is told of each life; may be nil
+	env     []string         // of the next life, besides the test's own
+	fragile bool             // it may end by itself
 	rec     *recorder
 	starter *starter
 
@@ -136,6 +158,7 @@ func (s *process) start() {
 	}
 	defer log.Close()
 	c := s.command()
+	c.Env = append(c.Environ(), s.env...)
 	c.Stdout, c.Stderr = log, log
 	s.life = checker.Life{Role: s.role, Name: s.name, Start: now()}
 	if err := s.starter.start(c); err != nil {
@@ -180,9 +203,12 @@ func (s *process) ready(limit time.Duration) bool {
 	}
 }
 
-// alive fails the test if the process has ended by itself.
+// alive fails the test if the process has ended by itself and should not have.
 func (s *process) alive() {
 	s.t.Helper()
+	if s.fragile {
+		return
+	}
 	select {
 	case err := <-s.ended:
 		s.cmd = nil
@@ -203,6 +229,20 @@ func (s *process) kill() {
 	s.life.Dead = now()
 	s.cmd = nil
 	s.rec.add(checker.Line{Life: ptr(s.life)})
+}
+
+// died waits until a process is gone that ends by itself, as one that is killed.
+func (s *process) died(limit time.Duration) bool {
+	s.t.Helper()
+	select {
+	case <-s.ended:
+	case <-time.After(limit):
+		return false
+	}
+	s.life.Kill, s.life.Dead = now(), now()
+	s.cmd = nil
+	s.rec.add(checker.Line{Life: ptr(s.life)})
+	return true
 }
 
 // pause takes the processor away from the process until resume. led: it is the leader.
