@@ -1,8 +1,7 @@
 -- +goose Up
--- Everything of Muster's is in the schema muster. Times are timestamptz in UTC with the precision of a microsecond; NULL
--- is what has not happened. Words of closed lists are their numbers in package job. Ids are UUIDs of version 7, so they
--- sort by the time in them, and runs and attempts are partitioned by it.
-CREATE SCHEMA IF NOT EXISTS muster;
+-- Everything of Muster's is in the schema muster, which is there before the first migration runs. Times are timestamptz in
+-- UTC with the precision of a microsecond; NULL is what has not happened. Words of closed lists are their numbers in package
+-- job. Ids are UUIDs of version 7, so they sort by the time in them, and runs and attempts are partitioned by it.
 
 -- One row: whose store this is (S11), and the epoch of the leader that may write (L1).
 CREATE TABLE muster.cluster (
@@ -90,8 +89,8 @@ CREATE TABLE muster.runs (
     PRIMARY KEY (id)
 ) PARTITION BY RANGE (id);
 CREATE TABLE muster.runs_default PARTITION OF muster.runs DEFAULT;
--- Listing: newest first by job. Runs without a job are listed by the primary key.
-CREATE INDEX runs_of_job ON muster.runs (namespace, job, id) WHERE job IS NOT NULL;
+-- Listing: newest first by job. Other root runs are listed by the primary key.
+CREATE INDEX runs_of_job ON muster.runs (namespace, job, id) WHERE job IS NOT NULL AND root_id IS NULL;
 CREATE INDEX runs_of_root ON muster.runs (root_id, id) WHERE root_id IS NOT NULL;
 -- What the leader looks at: live rows by id, by job, and what may be queued in the order of its lane.
 CREATE INDEX runs_live ON muster.runs (id) WHERE state < 6;
