@@ -30,10 +30,21 @@ const (
 	// secretFile is in a data directory, with the password of its users.
 	secretFile = "muster.secret"
 	// madeAs changes when data directories are to be made otherwise.
-	madeAs = "1"
+	madeAs = "2"
 )
 
 var errNoPostgres = errors.New("PostgreSQL is not installed; run `make deps`")
+
+// Missing is what is not installed of the servers, in the words of Debian's packages.
+func Missing() (packages []string) {
+	if _, err := findPostgres(); err != nil {
+		packages = append(packages, "postgresql")
+	}
+	if _, err := findRedis(); err != nil {
+		packages = append(packages, "redis-server")
+	}
+	return packages
+}
 
 // findPostgres finds the directory of PostgreSQL's programs: that of the postgres in PATH, or else the newest where Debian
 // and others keep them.
@@ -159,6 +170,10 @@ func makeData(bin string, o *owner, made string) error {
 	}
 	statements := fmt.Sprintf("CREATE ROLE %[1]s LOGIN PASSWORD '%[2]s'\nCREATE DATABASE %[1]s OWNER %[1]s\n", role, verifier)
 	if err := run(statements, "postgres", "--single", "-D", data, "-c", "fsync=off", "-c", "exit_on_error=on", root); err != nil {
+		return err
+	}
+	// Where a server listens is said to each; who comes in there needs the password.
+	if err := os.WriteFile(filepath.Join(data, "pg_hba.conf"), []byte("host all all all scram-sha-256\n"), 0o600); err != nil {
 		return err
 	}
 	if err := os.WriteFile(filepath.Join(data, secretFile), []byte(secret), 0o600); err != nil {

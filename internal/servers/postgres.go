@@ -4,9 +4,11 @@ package servers
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
+	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -26,6 +28,8 @@ type PostgresOptions struct {
 	// Durable waits for the disk at each commit, as in production. Otherwise nothing that was committed is lost when
 	// PostgreSQL is killed, but everything may be when the machine is.
 	Durable bool
+	// Host is the address to listen on; "": 127.0.0.1.
+	Host string
 	// Settings are those of postgresql.conf, such as "max_connections": "20".
 	Settings map[string]string
 }
@@ -37,10 +41,10 @@ type Postgres struct {
 	// no other rights but to log in.
 	URL string
 
-	bin, password string
-	count         atomic.Int64 // of databases made
-	mu            sync.Mutex   // of making templates
-	templates     map[string]error
+	bin, host, password string
+	count               atomic.Int64 // of databases made
+	mu                  sync.Mutex   // of making templates
+	templates           map[string]error
 }
 
 const (
@@ -50,7 +54,7 @@ const (
 
 // postgresSettings are for all instances. Shared memory of queries is in the data directory, so that it goes with it.
 var postgresSettings = map[string]string{
-	"listen_addresses": host, "unix_socket_directories": "", "max_connections": "300", "logging_collector": "off",
+	"unix_socket_directories": "", "max_connections": "300", "logging_collector": "off",
 	"log_destination": "stderr", "dynamic_shared_memory_type": "mmap", "cluster_name": "muster",
 }
 
@@ -106,7 +110,8 @@ func (p *Postgres) open(ctx context.Context, o PostgresOptions) error {
 		return err
 	}
 	settings := maps.Clone(postgresSettings)
-	settings["port"] = p.port.String()
+	p.host = cmp.Or(o.Host, host)
+	settings["listen_addresses"], settings["port"] = p.host, p.port.String()
 	if !o.Durable {
 		maps.Copy(settings, notDurable)
 	}
@@ -127,7 +132,7 @@ func (p *Postgres) isReady(context.Context) (bool, error) {
 }
 
 func (p *Postgres) urlOf(user, database string) string {
-	u := url.URL{Scheme: "postgres", User: url.UserPassword(user, p.password), Host: host + ":" + p.port.String(), Path: "/" + database, RawQuery: "sslmode=disable"}
+	u := url.URL{Scheme: "postgres", User: url.UserPassword(user, p.password), Host: net.JoinHostPort(p.host, p.port.String()), Path: "/" + database, RawQuery: "sslmode=disable"}
 	return u.String()
 }
 
@@ -137,7 +142,7 @@ func (p *Postgres) RootURL(database string) string { return p.urlOf(root, nameOf
 // SQL runs statements in a database, given by name or URL, as the one who may do everything. It answers the rows as psql
 // writes them without decoration: a line each, columns separated by |.
 func (p *Postgres) SQL(ctx context.Context, database, sql string) (string, error) {
-	c := exec.CommandContext(ctx, filepath.Join(p.bin, "psql"), "-XqAt", "-v", "ON_ERROR_STOP=1", "-h", host, "-p", p.port.String(), "-U", root, "-d", nameOf(database), "-c", sql)
+	c := exec.CommandContext(ctx, filepath.Join(p.bin, "psql"), "-XqAt", "-v", "ON_ERROR_STOP=1", "-h", p.host, "-p", p.port.String(), "-U", root, "-d", nameOf(database), "-c", sql)
 	c.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C", "PGPASSWORD=" + p.password, "PGCONNECT_TIMEOUT=30"}
 	var said bytes.Buffer
 	c.Stderr = &said

@@ -234,6 +234,9 @@ func childrenOf(pid int) (children []int) {
 	return children
 }
 
+// ErrClosed is why a server cannot have its data in a directory: its user may not enter it.
+var ErrClosed = errors.New("it is closed to the server's user")
+
 // owner is whom a server runs as, which is never root.
 type owner struct {
 	name       string
@@ -288,7 +291,7 @@ func (o *owner) reaches(dir string) error {
 	c := o.command("/bin/sh", "-c", `cd -- "$1"`, "sh", dir)
 	c.Dir = "/"
 	if c.Run() != nil {
-		return fmt.Errorf("%s may not enter %s, or a directory above it: use another, such as one below %s", o.name, dir, os.TempDir())
+		return fmt.Errorf("%s may not enter %s, or a directory above it; use another, such as one below %s: %w", o.name, dir, os.TempDir(), ErrClosed)
 	}
 	return nil
 }

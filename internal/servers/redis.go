@@ -4,6 +4,7 @@ package servers
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,6 +41,8 @@ func findRedis() (string, error) {
 type RedisOptions struct {
 	// Dir keeps the instance's dump, log and port. "": a directory that goes with the instance.
 	Dir string
+	// Host is the address to listen on; "": 127.0.0.1.
+	Host string
 	// Args are of redis-server, such as "--maxmemory", "10mb", after ours.
 	Args []string
 }
@@ -93,13 +96,14 @@ func (r *Redis) open(ctx context.Context, program string, o RedisOptions) error 
 	if r.port, err = rememberedPort(r.dir); err != nil {
 		return err
 	}
+	listen := cmp.Or(o.Host, host)
 	config := filepath.Join(r.dir, "redis.conf") // what is in arguments is seen by all
-	lines := fmt.Sprintf("bind %s\nport %s\nrequirepass %s\ndir %q\nsave \"\"\nappendonly no\ndaemonize no\n", host, r.port, r.Password, r.dir)
+	lines := fmt.Sprintf("bind %s\nport %s\nrequirepass %s\ndir %q\nsave \"\"\nappendonly no\ndaemonize no\n", listen, r.port, r.Password, r.dir)
 	if err := errors.Join(os.WriteFile(config, []byte(lines), 0o600), r.owner.give(config)); err != nil {
 		return err
 	}
 	r.args = append([]string{program, config}, o.Args...)
-	r.Address = net.JoinHostPort(host, r.port.String())
+	r.Address = net.JoinHostPort(listen, r.port.String())
 	u := url.URL{Scheme: "redis", User: url.UserPassword("", r.Password), Host: r.Address, Path: "/0"}
 	r.URL = u.String()
 	return r.Start(ctx)

@@ -120,7 +120,7 @@ func TestDatabases(t *testing.T) {
 func TestPostgresLives(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	p := NewPostgres(t, PostgresOptions{Durable: true, Settings: map[string]string{"max_connections": "17"}})
+	p := NewPostgres(t, PostgresOptions{Host: "127.0.0.2", Durable: true, Settings: map[string]string{"max_connections": "17"}})
 	db := p.Database(t)
 	sql := func(statement, want string) {
 		t.Helper()
@@ -168,7 +168,7 @@ func TestPostgresLives(t *testing.T) {
 func TestRedisLives(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	r := NewRedis(t, RedisOptions{Args: []string{"--maxmemory", "20mb"}})
+	r := NewRedis(t, RedisOptions{Host: "127.0.0.2", Args: []string{"--maxmemory", "20mb"}})
 	do := func(want string, command ...string) {
 		t.Helper()
 		if got, err := r.Do(ctx, command...); err != nil || got != want {
