@@ -172,7 +172,7 @@ func (d *drawn) command() Command {
 func (d *drawn) document(name string) []byte {
 	doc := job.Document{Name: name, Namespace: "default", Description: fmt.Sprint(d.n("text", 3)), Exec: &job.Exec{Command: []string{"true"}}}
 	for up := range 5 {
-		if d.n("depends", 3) == 0 {
+		if d.n("depends", 9) == 0 {
 			doc.DependsOn = append(doc.DependsOn, job.Edge{Job: fmt.Sprintf("job-%d", up), On: job.OnDone})
 		}
 	}

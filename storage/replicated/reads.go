@@ -112,7 +112,7 @@ func (s *Store) Backlog(_ context.Context, wants []job.LaneAfter, until job.Inst
 			}
 			return -1 // the place itself is not wanted again
 		})
-		all = append(all, list[from:min(len(list), from+w.Max)]...)
+		all = append(all, list[from:min(len(list), from+max(w.Max, 0))]...)
 	}
 	return all, nil
 }
