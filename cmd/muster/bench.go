@@ -25,6 +25,10 @@ parentheses. The node, the worker and the generator share the machine with each
 other and with whatever else runs on it; "others on the machine" says how much
 that was.
 
+With --postgres and --redis all is measured twice, in turns: on the embedded store,
+and with these. They must be empty, and are emptied again after each repetition.
+Rows with the store postgres/embedded are ratios.
+
 With --address on the command line (or --running, with the address in a file or the
 environment) it loads the cluster that runs there instead, all its nodes in turns:
 with jobs in a namespace of their own, and a worker of its own that takes nothing
@@ -46,6 +50,10 @@ type benchFlags struct {
 	cronJobs, rates []int
 	seconds         time.Duration
 	profile         string
+	postgres, redis string
+	postgresPID     int
+	redisPID        int
+	storesOnly      bool
 	joinToken       string
 	exec            string
 	selector        []string
@@ -66,6 +74,11 @@ func (c *cli) benchCommand() *cobra.Command {
 	}
 	fs := cmd.Flags()
 	fs.BoolVar(&f.quick, "quick", false, "small counts, one repetition: less than two minutes for all")
+	fs.StringVar(&f.postgres, "postgres", "", "`URL` of an empty database: measure with that too")
+	fs.StringVar(&f.redis, "redis", "", "`URL` of an empty database of Redis, for the queue")
+	fs.IntVar(&f.postgresPID, "postgres-pid", 0, "`PID` of the postmaster, for its CPU (default: who listens on the URL's port here)")
+	fs.IntVar(&f.redisPID, "redis-pid", 0, "`PID` of Redis, likewise")
+	fs.BoolVar(&f.storesOnly, "stores-only", false, "with --postgres: leave the embedded store out")
 	fs.BoolVar(&f.running, "running", false, "load the nodes at --address, which run already, wherever that is set")
 	fs.StringVar(&f.joinToken, "join-token", "", "`FILE` that holds the join token, for the worker on a cluster with certificates")
 	fs.StringVar(&f.exec, "exec", "", "have the cluster's own workers run `PROGRAM`, such as /bin/true")
@@ -79,7 +92,7 @@ func (c *cli) benchCommand() *cobra.Command {
 	fs.DurationVar(&f.seconds, "for", 0, "measure each of latency, cron and idle for `TIME`")
 	fs.IntVar(&f.idleJobs, "idle-jobs", 0, "define `N` jobs in schedules")
 	fs.StringVar(&f.profile, "profile", "", "write CPU and heap profiles of node and worker to `DIR`, in the last repetition")
-	ofOneCall(fs, "quick", "running", "join-token", "exec", "selector", "repeat", "runs", "connections", "slots", "rates", "cron-jobs", "for", "idle-jobs", "profile")
+	ofOneCall(fs, "quick", "postgres", "redis", "postgres-pid", "redis-pid", "stores-only", "running", "join-token", "exec", "selector", "repeat", "runs", "connections", "slots", "rates", "cron-jobs", "for", "idle-jobs", "profile")
 	cmd.AddCommand(c.benchNodeCommand(), c.benchWorkerCommand())
 	return cmd
 }
@@ -121,6 +134,10 @@ func (c *cli) bench(cmd *cobra.Command, names []string, f benchFlags) error {
 	if o.Cluster, err = c.benchCluster(f); err != nil {
 		return err
 	}
+	if o.Fresh, err = benchStores(f, o.Cluster != nil); err != nil {
+		return err
+	}
+	o.StoresOnly = f.storesOnly
 	report, err := load.Run(cmd.Context(), o)
 	if report != nil && len(report.Figures) > 0 {
 		if err := c.printBench(report); err != nil {
@@ -128,6 +145,36 @@ func (c *cli) bench(cmd *cobra.Command, names []string, f benchFlags) error {
 		}
 	}
 	return processError(err)
+}
+
+// benchStores makes what makes the stores of each repetition; nil: none are wanted.
+func benchStores(f benchFlags, cluster bool) (func(context.Context) (*load.Stores, error), error) {
+	switch {
+	case f.postgres == "" && f.redis != "":
+		return nil, usageErrorf("--redis needs --postgres: the queue is in Redis only where the store is Postgres")
+	case f.postgres == "" && (f.storesOnly || f.postgresPID != 0 || f.redisPID != 0):
+		return nil, usageErrorf("--postgres: --stores-only, --postgres-pid and --redis-pid are for a store in Postgres; name an empty database")
+	case f.postgres != "" && cluster:
+		return nil, usageErrorf("--postgres is for a node of the benchmark's own; the cluster at --address has its stores")
+	case f.postgres == "":
+		return nil, nil
+	}
+	var scratch *app.Scratch // nil until the first time
+	return func(ctx context.Context) (_ *load.Stores, err error) {
+		if scratch == nil {
+			if scratch, err = app.OpenScratch(ctx, f.postgres, f.redis); err != nil {
+				scratch = nil
+				return nil, err
+			}
+		}
+		empty := func() error {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+			defer cancel()
+			return scratch.Empty(ctx)
+		}
+		return &load.Stores{Postgres: f.postgres, Redis: f.redis, About: scratch.About, PostgresPID: f.postgresPID, RedisPID: f.redisPID,
+			Drop: empty}, nil
+	}, nil
 }
 
 // benchCluster is the cluster to load; nil: a node of our own.
@@ -196,6 +243,9 @@ func (c *cli) printBench(r *load.Report) error {
 				t.add(f.Benchmark, f.Store, f.Name, f.Text(), f.Unit, fmt.Sprint(len(f.Values)))
 			}
 			t.write(b, colors)
+			if r.Stores != "" {
+				fmt.Fprintf(b, "\npostgres: %s\n", r.Stores)
+			}
 		},
 	})
 }

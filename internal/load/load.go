@@ -218,6 +218,7 @@ func (b *bench) fresh(ctx context.Context) (err error) {
 		return fmt.Errorf("make empty stores: %w", err)
 	}
 	b.report.Stores = b.stores.About
+	b.stores.find()
 	return nil
 }
 
