@@ -6,6 +6,7 @@ PKG      ?= ./...
 DATA     ?= bin/dev-data
 HTTP     ?= 127.0.0.1:8080
 CLUSTER  ?= bin/cluster-data
+UP       ?= bin/up-data
 PORT     ?= 8080
 # Tests measure leases, elections and clocks. More packages at once than this, on a small machine, wait for each other.
 PARALLEL ?= 2
@@ -20,13 +21,13 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 VCS = $(if $(shell git rev-parse HEAD 2>/dev/null),auto,false)
 
 .DEFAULT_GOAL := help
-.PHONY: help build run cluster deps test race chaos sim lint bench gobench generate clean
+.PHONY: help build run cluster up down deps test race chaos sim lint bench gobench generate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo 'PKG=./job/... narrows test, race, lint and gobench. BENCH=REGEXP and BENCHTIME=1x are for gobench,'
-	@echo 'DATA=DIR and HTTP=HOST:PORT for run, CLUSTER=DIR and PORT=N for cluster, KILLS=N and TRIAL=TestPartitions for chaos.'
+	@echo 'DATA=DIR and HTTP=HOST:PORT for run, CLUSTER=DIR and PORT=N for cluster, UP=DIR and PORT=N for up and down, KILLS=N and TRIAL=TestPartitions for chaos.'
 
 build: ## Build bin/muster, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(VCS) -o bin/muster ./cmd/muster
@@ -37,13 +38,24 @@ run: build ## Run a node with a worker on this machine, until Ctrl-C
 cluster: build ## Run three nodes and six workers on this machine, until Ctrl-C
 	@sh deploy/local/cluster.sh --data $(CLUSTER) --port $(PORT)
 
-deps: ## Fetch what building and testing need
-	@command -v $(GO) >/dev/null || { echo 'Go is missing: install it from https://go.dev/dl/ or with your system (golang-go), then try again.' >&2; exit 1; }
-	@echo "Fetching the Go modules that go.mod names, into $$($(GO) env GOMODCACHE). Nothing else is installed."
-	$(GO) mod download
+up: build ## Run three nodes and six workers on a PostgreSQL and a Redis of their own, in the background; again: what is missing
+	@if $(missing); then $(MAKE) --no-print-directory deps; fi
+	@$(GO) build -o bin/muster-servers ./internal/servers/run
+	@sh deploy/local/cluster.sh --data $(UP) --port $(PORT) --servers bin/muster-servers --up
 
-# Without the network, the list fails exactly when a module is missing.
-missing = ! command -v $(GO) >/dev/null || ! GOPROXY=off $(GO) list -deps -test ./... >/dev/null 2>&1
+down: ## Stop what make up has started; the data is kept
+	@sh deploy/local/cluster.sh --data $(UP) --down
+
+deps: ## Fetch and install what building and testing need
+	@command -v $(GO) >/dev/null || { echo 'Go is missing: install it from https://go.dev/dl/ or with your system (golang-go), then try again.' >&2; exit 1; }
+	@echo "Fetching the Go modules that go.mod names, into $$($(GO) env GOMODCACHE)."
+	$(GO) mod download
+	@sh deploy/local/deps.sh $$($(GO) run ./internal/servers/run -missing)
+	@old=$$($(GO) run ./internal/servers/run -missing); \
+		if [ -n "$$old" ]; then echo "What your system has is too old: $$old. PostgreSQL 14 and Redis 6.2 are needed; PostgreSQL's own packages are at https://www.postgresql.org/download/." >&2; exit 1; fi
+
+# Without the network, the list fails exactly when a module is missing. The other one names servers that are missing.
+missing = ! command -v $(GO) >/dev/null || ! GOPROXY=off $(GO) list -deps -test ./... >/dev/null 2>&1 || [ -n "$$($(GO) run ./internal/servers/run -missing)" ]
 
 test: ## Run all tests
 	@if $(missing); then $(MAKE) --no-print-directory deps; fi
@@ -77,5 +89,6 @@ generate: ## Generate the protocols' Go code again; needs protoc (protobuf-compi
 	PATH="$(CURDIR)/bin:$$PATH" protoc --go_out=. --go_opt=paths=source_relative \
 		--connect-go_out=. --connect-go_opt=paths=source_relative,package_suffix= $(shell git ls-files '*.proto')
 
-clean: ## Remove what was built, and the data of make run and make cluster
+clean: ## Remove what was built, and the data of make run, make cluster and make up
+	@if [ -d $(UP) ]; then sh deploy/local/cluster.sh --data $(UP) --down; fi
 	rm -rf bin

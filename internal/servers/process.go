@@ -145,7 +145,11 @@ func (p *process) Resume() {
 func (p *process) PID() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.cmd == nil || p.endedWithin(time.Millisecond) {
+	if p.cmd == nil {
+		return 0
+	}
+	if p.endedWithin(time.Millisecond) {
+		p.reap()
 		return 0
 	}
 	return p.cmd.Process.Pid
