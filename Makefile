@@ -80,8 +80,10 @@ lint: ## Check format, vet and staticcheck (settings: staticcheck.conf)
 gobench: ## Run the benchmarks of single packages
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -benchtime $(BENCHTIME) -timeout 60m -p 1 $(PKG)
 
-bench: build ## Measure a node and a worker on this machine; ARGS='cron --quick' are for muster bench
-	bin/muster bench $(ARGS)
+# Both stores in turns: the embedded one, and private servers that wait for the disk at each commit.
+bench: build ## Measure a node and a worker on this machine, without and with PostgreSQL and Redis; ARGS='batch --quick' are for muster bench
+	$(GO) run ./internal/servers/run --durable --set shared_buffers=1GB --set max_wal_size=4GB \
+		sh -c 'exec bin/muster bench --postgres "$$MUSTER_POSTGRES" --redis "$$MUSTER_REDIS" "$$@"' bench $(ARGS)
 
 generate: ## Generate the protocols' Go code again; needs protoc (protobuf-compiler)
 	@command -v protoc >/dev/null || { echo 'protoc is missing: install it with your system (Debian: apt-get install protobuf-compiler), then try again.' >&2; exit 1; }

@@ -27,9 +27,19 @@ import (
 
 func main() {
 	dir := flag.String("dir", "", "keep the data in this directory; default: a new one, which goes with the servers")
+	durable := flag.Bool("durable", false, "wait for the disk at each commit; with --dir always")
+	settings := map[string]string{}
+	flag.Func("set", "give PostgreSQL the setting `NAME=VALUE`; can be repeated", func(s string) error {
+		name, value, ok := strings.Cut(s, "=")
+		if !ok {
+			return errors.New("write NAME=VALUE")
+		}
+		settings[name] = value
+		return nil
+	})
 	missing := flag.Bool("missing", false, "only print what is not installed")
 	flag.Usage = func() {
-		fmt.Fprintln(flag.CommandLine.Output(), "usage: run [--dir DIR] [COMMAND ARGUMENTS...]")
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: run [--dir DIR | --durable] [--set NAME=VALUE...] [COMMAND ARGUMENTS...]")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
@@ -39,7 +49,7 @@ func main() {
 		}
 		return
 	}
-	code, err := run(*dir, flag.Args())
+	code, err := run(servers.PostgresOptions{Dir: *dir, Durable: *durable || *dir != "", Settings: settings}, flag.Args())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1
@@ -54,11 +64,12 @@ type server interface {
 	Close() error
 }
 
-func run(dir string, command []string) (code int, err error) {
+func run(o servers.PostgresOptions, command []string) (code int, err error) {
+	dir := o.Dir
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	ctx := context.Background()
-	p, r, err := start(ctx, dir)
+	p, r, err := start(ctx, o)
 	if err != nil {
 		return 1, err
 	}
@@ -140,7 +151,8 @@ func run(dir string, command []string) (code int, err error) {
 
 // start starts both. As root, the servers' users may not be let into the directory (below /root, for example): then it
 // becomes a link to one that they may enter.
-func start(ctx context.Context, dir string) (*servers.Postgres, *servers.Redis, error) {
+func start(ctx context.Context, o servers.PostgresOptions) (*servers.Postgres, *servers.Redis, error) {
+	dir := o.Dir
 	within := func(name string) string { return "" }
 	if dir != "" {
 		real, err := filepath.EvalSymlinks(dir)
@@ -161,12 +173,14 @@ func start(ctx context.Context, dir string) (*servers.Postgres, *servers.Redis, 
 			return nil, nil, fmt.Errorf("process %d runs the servers in %s already", pid, dir)
 		}
 	}
-	p, err := servers.StartPostgres(ctx, servers.PostgresOptions{Dir: within("postgres"), Durable: dir != ""})
+	inside := o
+	inside.Dir = within("postgres")
+	p, err := servers.StartPostgres(ctx, inside)
 	if info, _ := os.Lstat(dir); errors.Is(err, servers.ErrClosed) && info != nil && info.IsDir() {
 		if err := linkElsewhere(dir, within("")); err != nil {
 			return nil, nil, err
 		}
-		return start(ctx, dir)
+		return start(ctx, o)
 	}
 	if err != nil {
 		return nil, nil, err
