@@ -22,6 +22,18 @@ import (
 // make others; it names the file for the table's rows.
 const ownNetwork = "MUSTER_TEST_OWN_NETWORK"
 
+// needNetwork is the variable that says that this machine is known to have what partitions need: then to skip them is a
+// failure.
+const needNetwork = "MUSTER_NEED_NETNS"
+
+func partitionsNeed(t *testing.T, format string, args ...any) {
+	t.Helper()
+	if os.Getenv(needNetwork) != "" {
+		t.Fatalf("NOT TESTED, although "+needNetwork+" is set: network partitions need "+format, args...)
+	}
+	t.Skipf("NOT TESTED: network partitions need "+format, args...)
+}
+
 // inOwnNetwork runs the rest of a test in a copy of this process that has a network and mounts of its own. All that it
 // makes goes with it. It is false in the process that only waited for the copy.
 func inOwnNetwork(t *testing.T) bool {
@@ -30,10 +42,10 @@ func inOwnNetwork(t *testing.T) bool {
 		return true
 	}
 	if os.Geteuid() != 0 {
-		t.Skip("NOT TESTED: network partitions need root, for network namespaces")
+		partitionsNeed(t, "root, for network namespaces")
 	}
 	if _, err := exec.LookPath("ip"); err != nil {
-		t.Skip("NOT TESTED: network partitions need the ip command (Debian: apt-get install iproute2)")
+		partitionsNeed(t, "the ip command (Debian: apt-get install iproute2)")
 	}
 	if !*chaos {
 		t.Parallel()
@@ -53,7 +65,7 @@ func inOwnNetwork(t *testing.T) bool {
 	defer runtime.UnlockOSThread()
 	out, err := c.CombinedOutput()
 	if errno := syscall.Errno(0); err != nil && len(out) == 0 && asErrno(err, &errno) && (errno == syscall.EPERM || errno == syscall.ENOSPC) {
-		t.Skipf("NOT TESTED: network partitions need network namespaces, and this system gives none: %v", err)
+		partitionsNeed(t, "network namespaces, and this system gives none: %v", err)
 	}
 	t.Logf("in a network of its own:\n%s", out)
 	if err != nil {
