@@ -1,0 +1,13 @@
+-- Raises the epoch, and names the state as the caller will: so whoever wrote before, at whatever epoch, is told that it has
+-- lost the queue. Empties nothing.
+--
+-- KEYS  1 queue
+-- ARGV  1 epoch  2 token of the state after this
+-- Answers {'ok', epoch}, or {'fenced', the higher epoch that stands} and changes nothing.
+
+local stands = redis.call('HGET', KEYS[1], 'epoch')
+if stands and tonumber(stands) > tonumber(ARGV[1]) then
+  return {'fenced', stands}
+end
+redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'token', ARGV[2])
+return {'ok', ARGV[1]}
