@@ -173,7 +173,7 @@ func benchStores(f benchFlags, cluster bool) (func(context.Context) (*load.Store
 			return scratch.Empty(ctx)
 		}
 		return &load.Stores{Postgres: f.postgres, Redis: f.redis, About: scratch.About, PostgresPID: f.postgresPID, RedisPID: f.redisPID,
-			Drop: empty}, nil
+			Counters: scratch.Counters, Drop: empty}, nil
 	}, nil
 }
 

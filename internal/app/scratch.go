@@ -29,6 +29,20 @@ func OpenScratch(ctx context.Context, postgresURL, redisURL string) (s *Scratch,
 	return s, err
 }
 
+// Counters answers what the servers have done so far: transactions and bytes of the write-ahead log of Postgres, and
+// commands of Redis.
+func (s *Scratch) Counters(ctx context.Context) (map[string]float64, error) {
+	m := map[string]float64{}
+	var err error
+	if m["Postgres transactions"], m["Postgres WAL bytes"], err = s.postgres.Counters(ctx); err != nil {
+		return nil, err
+	}
+	if s.redis != nil {
+		m["Redis commands"], err = s.redis.Counters(ctx)
+	}
+	return m, err
+}
+
 // Empty removes what a node left there, which must have ended.
 func (s *Scratch) Empty(ctx context.Context) error {
 	err := s.postgres.Empty(ctx)

@@ -25,7 +25,8 @@ func idle(ctx context.Context, b *bench) error {
 		return ctx.Err()
 	}
 	b.say("looking on for %s", b.IdleFor)
-	before, begin := processUsage(p.cmd.Process.Pid), time.Now()
+	before, counted, begin := processUsage(p.cmd.Process.Pid), b.stores.count(ctx), time.Now()
+	postgres, redis := b.stores.usage()
 	err = b.profiled(ctx, "idle", func() error {
 		if !sleepContext(ctx, b.IdleFor) {
 			return ctx.Err()
@@ -36,7 +37,12 @@ func idle(ctx context.Context, b *bench) error {
 		return err
 	}
 	after := processUsage(p.cmd.Process.Pid)
-	b.set("CPU", "% of a core", 100*(after.cpu-before.cpu)/time.Since(begin).Seconds())
+	seconds := time.Since(begin).Seconds()
+	b.set("CPU", "% of a core", 100*(after.cpu-before.cpu)/seconds)
+	postgresNow, redisNow := b.stores.usage()
+	b.set("Postgres CPU", "% of a core", 100*(postgresNow.cpu-postgres.cpu)/seconds)
+	b.set("Redis CPU", "% of a core", 100*(redisNow.cpu-redis.cpu)/seconds)
+	b.grown("", "", "1/s", counted, b.stores.count(ctx), seconds)
 	b.set("RSS", "MB", after.rss/1e6)
 	heap, err := p.liveHeap(ctx)
 	if err != nil {
@@ -85,12 +91,13 @@ func schedules(ctx context.Context, b *bench) error {
 	if err := r.memory(ctx, ""); err != nil {
 		return err
 	}
-	before := processUsage(r.node.cmd.Process.Pid)
+	before, counted := processUsage(r.node.cmd.Process.Pid), r.stores.count(ctx)
 	at := time.Now()
 	if !sleepContext(ctx, b.IdleFor) {
 		return ctx.Err()
 	}
 	b.set("CPU at rest", "% of a core", 100*(processUsage(r.node.cmd.Process.Pid).cpu-before.cpu)/time.Since(at).Seconds())
+	b.grown("", " at rest", "1/s", counted, r.stores.count(ctx), time.Since(at).Seconds())
 	if err := r.restart(ctx, ticker); err != nil {
 		return err
 	}

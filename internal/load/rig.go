@@ -261,6 +261,7 @@ type costs struct {
 	postgres, redis         usage
 	machine                 float64
 	metrics                 map[string]float64
+	counters                map[string]float64 // of the stores
 }
 
 func (r *rig) costs(ctx context.Context) costs {
@@ -273,6 +274,7 @@ func (r *rig) costs(ctx context.Context) costs {
 	}
 	c.postgres, c.redis = r.stores.usage()
 	c.metrics, _ = r.metrics(ctx) // without them the figures that need them are left out
+	c.counters = r.stores.count(ctx)
 	c.at = time.Now()
 	return c
 }
@@ -301,6 +303,7 @@ func (r *rig) charge(ctx context.Context, what string, c costs, runs int) {
 	}
 	if runs > 0 {
 		r.headline(what+"CPU per run without the worker", "us", ours/float64(runs)*1e6)
+		r.grown(what, " per run", "", c.counters, now.counters, float64(runs))
 	}
 	r.set(what+"others on the machine", "cores", max(0, others)/now.at.Sub(c.at).Seconds())
 	r.set(what+"node peak RSS", "MB", now.node.peak/1e6)

@@ -2,12 +2,15 @@ package load
 
 import (
 	"bytes"
+	"context"
 	"fmt"
+	"maps"
 	"math"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -21,6 +24,9 @@ type Stores struct {
 	// PostgresPID is the postmaster's process and RedisPID the server's, for their CPU; 0: whoever listens on the port in
 	// the URL, if that is this machine's.
 	PostgresPID, RedisPID int
+	// Counters answers what the servers have done so far, such as "Postgres transactions": figures are made of how much
+	// that grows. nil: they do not tell.
+	Counters func(ctx context.Context) (map[string]float64, error)
 	// Drop removes the databases. It is called once.
 	Drop func() error
 }
@@ -50,6 +56,27 @@ func (s *Stores) usage() (postgres, redis usage) {
 		return unknown, unknown
 	}
 	return treeUsage(s.PostgresPID), treeUsage(s.RedisPID)
+}
+
+// count answers the counters; none if they cannot be had.
+func (s *Stores) count(ctx context.Context) map[string]float64 {
+	if s == nil || s.Counters == nil {
+		return nil
+	}
+	m, err := s.Counters(ctx)
+	if err != nil {
+		return nil
+	}
+	return m
+}
+
+// grown sets a figure for each counter: by how much it grew, divided by per.
+func (b *bench) grown(what, suffix, unit string, before, now map[string]float64, per float64) {
+	for _, name := range slices.Sorted(maps.Keys(now)) {
+		if was, ok := before[name]; ok {
+			b.set(what+name+suffix, unit, (now[name]-was)/per)
+		}
+	}
 }
 
 // treeUsage is the CPU time of a process and of all below it. What those used that ended meanwhile is their parent's. The

@@ -47,6 +47,16 @@ func (s *Scratch) Empty(ctx context.Context) error {
 	})
 }
 
+// Counters answers what the server has done so far for this database: its transactions, as of about a second ago, and the
+// bytes it has written ahead, for all databases.
+func (s *Scratch) Counters(ctx context.Context) (transactions, walBytes float64, err error) {
+	err = s.connected(ctx, func(c *pgx.Conn) error {
+		return c.QueryRow(ctx, `SELECT xact_commit + xact_rollback, (pg_current_wal_lsn() - '0/0'::pg_lsn)::float8
+			FROM pg_stat_database WHERE datname = current_database()`).Scan(&transactions, &walBytes)
+	})
+	return transactions, walBytes, err
+}
+
 func (s *Scratch) connected(ctx context.Context, do func(c *pgx.Conn) error) error {
 	cfg, err := parseURL(s.url)
 	if err != nil {

@@ -3,6 +3,7 @@ package redis
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 
 	goredis "github.com/redis/go-redis/v9"
@@ -34,12 +35,7 @@ func OpenScratch(ctx context.Context, url string) (*Scratch, string, error) {
 		if err != nil {
 			return err
 		}
-		facts := map[string]string{}
-		for line := range strings.Lines(info) {
-			if k, v, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
-				facts[k] = v
-			}
-		}
+		facts := factsOf(info)
 		about = fmt.Sprintf("Redis %s (aof %s)", facts["redis_version"], map[string]string{"0": "off", "1": "on"}[facts["aof_enabled"]])
 		return nil
 	})
@@ -52,6 +48,29 @@ func OpenScratch(ctx context.Context, url string) (*Scratch, string, error) {
 // Empty removes all keys of the database.
 func (s *Scratch) Empty(ctx context.Context) error {
 	return s.connected(func(c *goredis.Client) error { return c.FlushDB(ctx).Err() })
+}
+
+// Counters answers how many commands the server has processed, those of scripts among them.
+func (s *Scratch) Counters(ctx context.Context) (commands float64, err error) {
+	err = s.connected(func(c *goredis.Client) error {
+		info, err := c.Info(ctx, "stats").Result()
+		if err == nil {
+			commands, err = strconv.ParseFloat(factsOf(info)["total_commands_processed"], 64)
+		}
+		return err
+	})
+	return commands, err
+}
+
+// factsOf reads the answer to INFO.
+func factsOf(info string) map[string]string {
+	facts := map[string]string{}
+	for line := range strings.Lines(info) {
+		if k, v, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
+			facts[k] = v
+		}
+	}
+	return facts
 }
 
 func (s *Scratch) connected(do func(c *goredis.Client) error) error {
