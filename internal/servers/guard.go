@@ -86,8 +86,8 @@ var nextPort struct {
 
 // takePort takes the wanted port if it is free, or any other.
 func takePort(wanted int) (*port, error) {
-	dir := filepath.Join(os.TempDir(), fmt.Sprintf("muster-ports-%d", os.Geteuid()))
-	if err := os.Mkdir(dir, 0o700); err != nil && !os.IsExist(err) {
+	dir, err := ownDir("muster-ports")
+	if err != nil {
 		return nil, err
 	}
 	nextPort.Lock()

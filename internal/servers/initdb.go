@@ -125,8 +125,13 @@ func cacheDir() (string, error) {
 			return dir, nil
 		}
 	}
-	// The name is known to all, so it must be our own.
-	dir := filepath.Join(os.TempDir(), fmt.Sprintf("muster-servers-%d", os.Geteuid()))
+	return ownDir("muster-servers")
+}
+
+// ownDir makes a directory below that for temporary files, once. The name can be guessed, so it may be there already, of
+// somebody who means no good.
+func ownDir(name string) (string, error) {
+	dir := filepath.Join(os.TempDir(), fmt.Sprintf("%s-%d", name, os.Geteuid()))
 	if err := os.Mkdir(dir, 0o700); err != nil && !os.IsExist(err) {
 		return "", err
 	}
