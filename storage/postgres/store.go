@@ -65,7 +65,8 @@ type Store struct {
 	close   context.CancelFunc
 	running atomic.Pointer[chan struct{}] // closed when Serve has returned
 
-	pruning pruning
+	pruning   pruning
+	bulkySize *int64 // of tests alone; nil means bulky
 }
 
 var _ storage.Store = (*Store)(nil)
