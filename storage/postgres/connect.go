@@ -204,7 +204,7 @@ func (s *Store) pool(ctx context.Context, l *life, p purpose, id string) (*pgxpo
 	cfg.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
 		// As a statement, not as start-up parameters, which connection poolers refuse.
 		var owner string
-		err := c.QueryRow(ctx, greetSQL, statementTimeout, lockTimeout, idle).Scan(&owner)
+		err := c.QueryRow(ctx, greetSQL, statementTimeout, lockTimeout, idle).Scan(&owner, nil, nil, nil)
 		if err == nil && owner != id {
 			err = foreign(owner, id)
 		}
@@ -214,8 +214,8 @@ func (s *Store) pool(ctx context.Context, l *life, p purpose, id string) (*pgxpo
 }
 
 // greetSQL makes a new connection ours, and makes sure that it leads to the database that the others lead to.
-const greetSQL = `SELECT id FROM muster.cluster, set_config('statement_timeout', $1, false), set_config('lock_timeout', $2, false),
-	set_config('idle_in_transaction_session_timeout', $3, false)`
+const greetSQL = `SELECT id, set_config('statement_timeout', $1, false), set_config('lock_timeout', $2, false),
+	set_config('idle_in_transaction_session_timeout', $3, false) FROM muster.cluster`
 
 func foreign(owner, id string) error {
 	return &refusal{job.Errorf(job.Unavailable, "store_of_another_cluster",
