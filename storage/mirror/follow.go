@@ -1,0 +1,111 @@
+package mirror
+
+import (
+	"context"
+	"time"
+
+	"github.com/musterhq/muster/job"
+)
+
+// Run brings what no pop took along, compares now and then, and goes back to a remote queue that could not be used. It
+// returns when ctx ends. A queue that nobody changes costs one comparison in ten seconds, and none on a node that does not lead.
+func (q *Queue) Run(ctx context.Context) error {
+	compare := time.NewTicker(compareEvery)
+	defer compare.Stop()
+	for {
+		wake, tick := q.wake, compare.C
+		var wait <-chan time.Time
+		var then func(context.Context)
+		q.mu.Lock()
+		switch {
+		case q.state == unused: // nothing is pending: only a change of state wakes
+			wait, then, tick = time.After(q.retry), q.back, nil
+		case q.state == used && len(q.pending) > 0: // more of that must not put it off
+			wait, then, wake = time.After(flushAfter), q.flush, nil
+		}
+		q.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-wake:
+		case <-wait:
+			then(ctx)
+		case <-tick:
+			q.compare(ctx)
+		}
+	}
+}
+
+// back goes back to the remote queue.
+func (q *Queue) back(ctx context.Context) {
+	q.turn.Lock()
+	defer q.turn.Unlock()
+	q.mu.Lock()
+	unused := q.state == unused
+	q.mu.Unlock()
+	if unused {
+		_, _ = q.fill(ctx) // a newer epoch: memory now fences who leads no more
+	}
+}
+
+// flush brings all that is pending.
+func (q *Queue) flush(ctx context.Context) {
+	for ctx.Err() == nil && q.flushSome(ctx) {
+	}
+}
+
+// flushSome brings what goes in one round trip, and tells whether more is pending.
+func (q *Queue) flushSome(ctx context.Context) (more bool) {
+	q.turn.Lock()
+	defer q.turn.Unlock()
+	q.mu.Lock()
+	if q.state != used || len(q.pending) == 0 {
+		q.mu.Unlock()
+		return false
+	}
+	s, epoch, now := q.take(), q.epoch, q.now
+	if more = len(q.pending) > 0; !more {
+		q.pending = map[job.RunID]change{} // the old one may have been large
+	}
+	q.mu.Unlock()
+	_ = q.step(ctx, epoch, now, s, nil) // as in back
+	return more
+}
+
+// compare finds out what no pop has: that the remote queue was changed while nobody popped.
+func (q *Queue) compare(ctx context.Context) {
+	q.turn.Lock()
+	defer q.turn.Unlock()
+	q.mu.Lock()
+	if q.state != used || len(q.pending) > maxStep {
+		q.mu.Unlock()
+		return
+	}
+	s, epoch, now, total, sample := q.take(), q.epoch, q.now, q.local.Len(), q.local.Sample(compareLanes)
+	q.mu.Unlock()
+	if len(s.Push)+len(s.Remove) > 0 {
+		_ = q.step(ctx, epoch, now, s, nil)
+	}
+	lanes := make([]job.LaneKey, 0, len(sample))
+	for k := range sample {
+		lanes = append(lanes, k)
+	}
+	q.mu.Lock()
+	using := q.state == used && q.epoch == epoch
+	q.mu.Unlock()
+	if !using {
+		return
+	}
+	there, depths, err := q.remote.Depths(context.WithoutCancel(ctx), epoch, lanes)
+	if err != nil {
+		_ = q.failed(ctx, causeOf(err), err)
+		return
+	}
+	equal := there == total
+	for i, k := range lanes {
+		equal = equal && depths[i] == sample[k]
+	}
+	if !equal {
+		_ = q.failed(ctx, differs, job.Errorf(job.Unavailable, "queue_lost", "redis holds %d entries, memory %d, or they are not in the same lanes", there, total))
+	}
+}
