@@ -76,7 +76,7 @@ func (t *Term) explainQueued(ctx context.Context, r *job.Run) []string {
 			out = append(out, fmt.Sprintf("Other runs hold its concurrency key %q: %d now.", key, held))
 		}
 	}
-	lanes, err := t.Queue.Lanes(ctx, job.At(t.Clock.Now()))
+	lanes, err := t.queue.Lanes(ctx, job.At(t.Clock.Now()))
 	if err != nil {
 		return out
 	}

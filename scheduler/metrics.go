@@ -9,6 +9,8 @@ type Metrics struct {
 	Decided func(d job.Disposition, r job.Reason, n int) // ticks
 	Granted func(n int)
 	Mended  func(what string, n int) // by the reconciler
+	// StatusLost counts runs of which the status cache could not be told.
+	StatusLost func(n int)
 }
 
 func (m *Metrics) settled(s job.State, r job.Reason) {
@@ -38,5 +40,11 @@ func (m *Metrics) granted(n int) {
 func (m *Metrics) mended(what string, n int) {
 	if m.Mended != nil {
 		m.Mended(what, n)
+	}
+}
+
+func (m *Metrics) statusLost(n int) {
+	if m.StatusLost != nil {
+		m.StatusLost(n)
 	}
 }

@@ -80,3 +80,12 @@ type Queue interface {
 	Holds(ctx context.Context, ids []job.RunID) ([]bool, error)
 	Reset(ctx context.Context, epoch job.Epoch) error
 }
+
+// Status shows what runs to readers who do not ask the leader. It may lose anything at any moment: a row counts for a
+// reader only while the lease that it shows, by Run.Fence, lives in Raft.
+type Status interface {
+	// Put shows rows for some time; they are put again before that is over.
+	Put(ctx context.Context, runs []*job.Run) error
+	// Drop takes the rows of runs away that run no longer.
+	Drop(ctx context.Context, ids []job.RunID) error
+}

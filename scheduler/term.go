@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/musterhq/muster/job"
+	"github.com/musterhq/muster/scheduler/backlog"
 	"github.com/musterhq/muster/scheduler/clock"
 	"github.com/musterhq/muster/scheduler/dispatch"
 	"github.com/musterhq/muster/scheduler/fleet"
@@ -19,9 +20,10 @@ import (
 	"github.com/musterhq/muster/scheduler/reconcile"
 	"github.com/musterhq/muster/scheduler/settle"
 	"github.com/musterhq/muster/scheduler/specs"
+	"github.com/musterhq/muster/scheduler/status"
 )
 
-// Config is what a term works with. All fields but History, Metrics and Pace are required.
+// Config is what a term works with. All fields but History, Metrics, Pace, Status and LoadLanes are required.
 type Config struct {
 	Control  Control
 	Store    Store
@@ -33,6 +35,11 @@ type Config struct {
 	History  time.Duration // how long terminal runs are kept; 0: 30 days
 	Metrics  *Metrics      // nil: none
 	Pace     pace.Pace     // how parts wait; nil: in real time
+	Status   Status        // is told what runs; nil: nobody is
+	// LoadLanes has each lane loaded from the store, in order, before a new leader pops anything of it. It is for stores whose
+	// Backlog costs about what it answers, and queues that hold less than the store: without it a lane fills as all live runs
+	// are gone through.
+	LoadLanes bool
 }
 
 // Term is one reign of this node. It is good for one Run.
@@ -44,6 +51,7 @@ type Term struct {
 	cancels   chan []job.RunID
 	cancelled chan struct{} // signalled when there are some
 
+	queue      *backlog.Loader
 	fleet      *fleet.Fleet
 	specs      *specs.Specs
 	overlap    *overlap.Tracker
@@ -53,13 +61,18 @@ type Term struct {
 	reaper     *reap.Reaper
 	reconciler *reconcile.Reconciler
 	schedules  *reconcile.Schedules
+	status     *status.Keeper // nil: nobody is told
+
+	dispatching, pruning pace.Trouble
 }
 
 // DefaultHistory is how long terminal runs are kept.
 const DefaultHistory = 30 * 24 * time.Hour
 
-// Begin raises the epoch everywhere (L1), takes the leases over from Raft (L2), and stores what an earlier leader decided
-// and could not store. Raft's log must be applied up to the start of the reign. The term does nothing until Run.
+// Begin raises the epoch everywhere (L1) and takes the leases over from Raft (L2). Raft's log must be applied up to the
+// start of the reign. The term does nothing until Run. With the store away Begin answers the store's Unavailable, and is
+// called again while the reign lasts. It asks the store for nothing but the epoch: what an earlier leader left to do is the
+// parts' first work.
 func Begin(ctx context.Context, c Config) (*Term, error) {
 	if c.History == 0 {
 		c.History = DefaultHistory
@@ -70,15 +83,9 @@ func Begin(ctx context.Context, c Config) (*Term, error) {
 	if c.Pace == nil {
 		c.Pace = pace.Real{}
 	}
-	epoch, err := c.Control.RaiseEpoch(ctx, 0)
+	epoch, err := raise(ctx, &c)
 	if err != nil {
-		return nil, fmt.Errorf("raise the epoch in raft: %w", err)
-	}
-	if _, err := c.Store.Raise(ctx, epoch); err != nil {
-		return nil, fmt.Errorf("raise the epoch in the store: %w", err)
-	}
-	if _, err := c.Queue.Raise(ctx, epoch); err != nil {
-		return nil, fmt.Errorf("raise the epoch in the queue: %w", err)
+		return nil, err
 	}
 	if err := c.Queue.Reset(ctx, epoch); err != nil {
 		return nil, fmt.Errorf("empty the queue: %w", err)
@@ -88,26 +95,64 @@ func Begin(ctx context.Context, c Config) (*Term, error) {
 	t.fleet = fleet.New(now, c.Clock.Elapsed, c.Control.WorkerFlag)
 	t.fleet.Pace = c.Pace
 	t.fleet.Resume(c.Control.Grants())
+	t.queue = backlog.New(backlog.Config{Queue: c.Queue, Epoch: epoch, Store: c.Store, InHand: t.fleet.InHand, Now: now,
+		Ahead: reconcile.Ahead, Wake: t.Wake, Pace: c.Pace, Logger: c.Logger, Ordered: c.LoadLanes})
 	t.specs = specs.New(c.Store)
 	t.overlap = overlap.New(c.Store)
-	t.settler = &settle.Settler{Epoch: epoch, Store: c.Store, Queue: c.Queue, Gateways: c.Gateways, Fleet: t.fleet, Specs: t.specs,
+	t.settler = &settle.Settler{Epoch: epoch, Store: c.Store, Queue: t.queue, Gateways: c.Gateways, Fleet: t.fleet, Specs: t.specs,
 		Overlap: t.overlap, Now: now, Pace: c.Pace, Jitter: c.Jitter, Logger: c.Logger, Wake: t.Wake,
 		Metrics: settle.Metrics{Settled: c.Metrics.settled, Refused: c.Metrics.refused}}
 	t.settler.Init()
-	t.dispatcher = &dispatch.Dispatcher{Epoch: epoch, Store: c.Store, Queue: c.Queue, Control: c.Control, Gateways: c.Gateways,
+	t.dispatcher = &dispatch.Dispatcher{Epoch: epoch, Store: c.Store, Queue: t.queue, Control: c.Control, Gateways: c.Gateways,
 		Mover: t.settler, Fleet: t.fleet, Specs: t.specs, Now: now, Pace: c.Pace, Logger: c.Logger}
 	t.clock = &clock.Clock{Epoch: epoch, Control: c.Control, Store: c.Store, Overlap: t.overlap, Now: now, Pace: c.Pace, Logger: c.Logger,
 		Born: t.Born, Replace: t.replace, Decided: c.Metrics.decided}
 	t.reaper = &reap.Reaper{Epoch: epoch, Fleet: t.fleet, Control: c.Control, Gateways: c.Gateways, Report: t.settler.Report, Logger: c.Logger}
-	t.reconciler = &reconcile.Reconciler{Epoch: epoch, Store: c.Store, Queue: c.Queue, Control: c.Control, Mover: t.settler,
-		Fleet: t.fleet, Now: now, Logger: c.Logger, Wake: t.Wake, Stop: t.stop, Mended: c.Metrics.mended}
+	t.reconciler = &reconcile.Reconciler{Epoch: epoch, Store: c.Store, Queue: t.queue, Control: c.Control, Mover: t.settler,
+		Fleet: t.fleet, Overlap: t.overlap, Now: now, Logger: c.Logger, Wake: t.Wake, Stop: t.stop, Swept: t.queue.Swept,
+		Mended: c.Metrics.mended}
 	t.reconciler.Init()
+	t.settler.Held, t.settler.Later, t.dispatcher.Later = t.reconciler.Held, t.reconciler.Later, t.reconciler.Later
 	t.schedules = &reconcile.Schedules{Definitions: c.Store, Marks: c.Control, Logger: c.Logger, Mended: c.Metrics.mended}
-	t.clock.Load()
-	if err := t.clock.Recover(ctx); err != nil {
-		return nil, fmt.Errorf("store the ticks that an earlier leader decided: %w", err)
+	if c.Status != nil {
+		t.status = &status.Keeper{Cache: c.Status, Store: c.Store, Fleet: t.fleet, Now: now, Lost: c.Metrics.statusLost}
 	}
+	t.dispatching = pace.Trouble{Logger: c.Logger, What: "dispatching"}
+	t.pruning = pace.Trouble{Logger: c.Logger, What: "dropping history"}
+	t.clock.Load()
 	return t, nil
+}
+
+// maxRaises bounds how often an epoch is raised that turns out to be too low: once for the store and once for the queue is
+// what it takes, unless they change meanwhile.
+const maxRaises = 5
+
+// raise makes a new epoch stand in Raft, the store and the queue: one above all that stood before. The store's may be ahead
+// of Raft's, as after a restored snapshot, and the queue's of both.
+func raise(ctx context.Context, c *Config) (job.Epoch, error) {
+	standing := job.Epoch(0)
+	var err error
+	for range maxRaises {
+		var epoch job.Epoch
+		if epoch, err = c.Control.RaiseEpoch(ctx, standing); err != nil {
+			return 0, fmt.Errorf("raise the epoch in raft: %w", err)
+		}
+		if standing, err = c.Store.Raise(ctx, epoch); err != nil {
+			err = fmt.Errorf("raise the epoch in the store: %w", err)
+		} else if standing, err = c.Queue.Raise(ctx, epoch); err != nil {
+			err = fmt.Errorf("raise the epoch in the queue: %w", err)
+		} else {
+			return epoch, nil
+		}
+		switch job.CodeOf(err) {
+		case job.Fenced:
+		case job.Unknown: // perhaps it stands
+			standing = epoch
+		default:
+			return 0, err
+		}
+	}
+	return 0, err
 }
 
 // Epoch is the term's.
@@ -133,12 +178,17 @@ func (t *Term) Run(reign context.Context) error {
 // Parts are the loops that Run runs beside each other. Whoever gives them their turns himself, as the simulation does, calls
 // Stop when the term's context ends.
 func (t *Term) Parts() []*pace.Part {
-	return []*pace.Part{
+	parts := []*pace.Part{
 		t.clock.Deciding(), t.clock.Storing(), t.settler.Settling(), t.reaper.Reaping(), t.reconciler.Reconciling(), t.schedules.Comparing(),
+		t.queue.Loading(),
 		{Name: "dispatcher", Turn: t.dispatch, Signals: [2]<-chan struct{}{t.wake, t.fleet.Freed()}},
 		{Name: "janitor", Turn: t.prune},
 		{Name: "canceller", Turn: t.cancel, Signals: [2]<-chan struct{}{t.cancelled}},
 	}
+	if t.status != nil {
+		parts = append(parts, t.status.Keeping())
+	}
+	return parts
 }
 
 // Stop lets everybody go who waits to bring results.
@@ -164,9 +214,11 @@ func (t *Term) dispatch(ctx context.Context) (time.Duration, error) {
 	case job.CodeOf(err) == job.Fenced || err != nil && ctx.Err() != nil:
 		return 0, err
 	case err != nil:
-		t.Logger.Warn("dispatching is retried", "err", err)
-		t.Pace.Sleep(ctx, 100*time.Millisecond)
+		t.Pace.Sleep(ctx, t.dispatching.Failed(err))
 		return 0, nil
+	}
+	t.dispatching.Over()
+	switch {
 	case p.Undeliverable > 0:
 		t.Pace.Sleep(ctx, 20*time.Millisecond) // the gateway is about to say that the session is gone
 		return 0, nil
@@ -186,12 +238,17 @@ func (t *Term) prune(ctx context.Context) (time.Duration, error) {
 	case job.CodeOf(err) == job.Fenced || err != nil && ctx.Err() != nil:
 		return 0, err
 	case err != nil:
-		t.Logger.Warn("dropping history is retried", "err", err)
+		t.pruning.Failed(err)
+		return pruneEvery, nil
 	case n >= limit:
 		return 0, nil
 	}
-	return 2 * time.Second, nil
+	t.pruning.Over()
+	return pruneEvery, nil
 }
+
+// pruneEvery is how often the store is asked to drop history. It looks, or not, as it sees fit.
+const pruneEvery = 2 * time.Second
 
 // Born is the hint that runs were stored (Q1). It may be lost: the reconciler finds them.
 func (t *Term) Born(runs []*job.Run) {
@@ -207,17 +264,17 @@ func (t *Term) Born(runs []*job.Run) {
 
 // Queued is Born for runs that were stored through another node and are queued or scheduled.
 func (t *Term) Queued(entries []job.QueueEntry) {
-	now := job.At(t.Clock.Now())
-	horizon := now.Add(reconcile.Ahead)
-	soon := slices.DeleteFunc(entries, func(e job.QueueEntry) bool { return e.ReadyAt > horizon })
-	if len(soon) == 0 {
+	if len(entries) == 0 {
 		return
 	}
-	if _, err := t.Queue.Push(context.Background(), t.epoch, now, soon); err != nil {
-		t.Logger.Debug("a hint was lost", "count", len(soon), "err", err)
+	left, err := t.queue.Push(context.Background(), t.epoch, job.At(t.Clock.Now()), entries)
+	if err != nil {
+		t.Logger.Debug("a hint was lost", "count", len(entries), "err", err)
 		return
 	}
-	t.Wake()
+	if len(left) < len(entries) {
+		t.Wake()
+	}
 }
 
 // CancelRequested is the hint that cancel intents were stored (L9). It never blocks, and may be lost: the reconciler
@@ -267,11 +324,12 @@ func (t *Term) stop(ctx context.Context, why job.Reason, ids ...job.RunID) {
 	if len(moves) == 0 {
 		return
 	}
-	if err := t.Queue.Remove(ctx, t.epoch, free); err != nil {
+	if err := t.queue.Remove(ctx, t.epoch, free); err != nil {
 		t.Logger.Debug("taking cancelled runs out of the queue", "count", len(free), "err", err) // dropped when popped (Q3)
 	}
 	if err := t.settler.Move(ctx, moves); err != nil {
-		t.Logger.Warn("cancelling is left to the reconciler", "count", len(moves), "err", err)
+		t.Logger.Debug("cancelling is left to the reconciler", "count", len(moves), "err", err)
+		t.reconciler.Later(free...)
 	}
 }
 
@@ -320,26 +378,17 @@ func (t *Term) Attach(ctx context.Context, session job.SessionID, node string, h
 	if len(a.Lost) > 0 {
 		t.settler.Report("", a.Lost)
 	}
-	ids := make([]job.RunID, 0, len(a.NeverBegan))
+	var queue []*job.Run
 	for _, l := range a.NeverBegan {
-		if t.fleet.End(l.RunID, l.Fence) {
-			ids = append(ids, l.RunID)
+		switch {
+		case !t.fleet.End(l.RunID, l.Fence):
+		case l.Run != nil:
+			queue = append(queue, l.Run) // as it is still: nobody moved it under a lease
+		default:
+			t.reconciler.Later(l.RunID)
 		}
 	}
-	if len(ids) > 0 {
-		runs, err := t.Store.Load(ctx, ids)
-		if err != nil {
-			t.Logger.Warn("runs that never reached their worker are left to the reconciler", "count", len(ids), "err", err)
-			return a.Stop, nil
-		}
-		live := runs[:0:0]
-		for _, r := range runs {
-			if r != nil {
-				live = append(live, r)
-			}
-		}
-		t.Born(live)
-	}
+	t.Born(queue)
 	return a.Stop, nil
 }
 

@@ -293,6 +293,12 @@ func (m modelledPace) Take(token chan struct{}) {
 	}
 }
 
+func (m modelledPace) Each(n int, do func(i int)) {
+	for i := range n {
+		do(i)
+	}
+}
+
 // maxSteps is twenty times what a run takes.
 const maxSteps = 2_000_000
 

@@ -3,7 +3,7 @@
 // follow in the store, by derived ids; a later entry tells Raft that the store has them.
 //
 // Crash points. Before the entry commits: nothing was decided, the next leader decides. After it and before the store:
-// the decisions stand in Raft as unstored, and the next leader stores them first. After the store and before the
+// the decisions stand in Raft as unstored, and the next leader stores them. After the store and before the
 // acknowledgement: they are stored again, which changes nothing. After the store and before the queue: the runs are
 // queued in the store, and the reconciler finds them.
 package clock
@@ -73,12 +73,18 @@ type Clock struct {
 	due  byNext
 	read map[string]*timetable.Timetable // by the schedule's text: many jobs share one
 
+	deciding, storing pace.Trouble
+
 	room int // how many ticks are stored at once: less than maxTicks while the store has little room
 
 	mu       sync.Mutex
 	unstored []job.Tick
 	stored   []job.TickKey
 	toStore  chan struct{}
+	// Of decisions that an earlier leader made, the first inherited ones in unstored, it is not known whether their runs live,
+	// have ended, or never came to be, until they are stored (again). So long nothing can be decided that depends on it.
+	inherited int
+	doubtful  map[job.JobID]int
 }
 
 type entry struct {
@@ -86,11 +92,17 @@ type entry struct {
 	table *timetable.Timetable
 	next  job.Instant
 	index int // in the heap; -1: not in it
+	// not before this: it could not be known whether the job is busy
+	notBefore job.Instant
 }
 
-// Load reads all marks, and the decisions that no store has. It is called once, before all else.
+// Load reads all marks, and the decisions of which Raft has not heard that the store has them: they are Storing's first. It
+// is called once, before all else, and asks Raft alone: what an earlier leader could not store may be much, and the store
+// away or full, and a term must begin all the same.
 func (c *Clock) Load() {
 	c.toStore, c.room = make(chan struct{}, 1), maxTicks
+	c.deciding = pace.Trouble{Logger: c.Logger, What: "deciding ticks"}
+	c.storing = pace.Trouble{Logger: c.Logger, What: "storing ticks"}
 	c.read = map[string]*timetable.Timetable{}
 	c.Control.TakeScheduleChanges() // all of it is read now
 	marks := c.Control.Marks()
@@ -101,8 +113,14 @@ func (c *Clock) Load() {
 		c.put(marks[i])
 	}
 	c.mu.Lock()
-	c.unstored = c.Control.Unstored()
-	c.mu.Unlock()
+	defer c.mu.Unlock()
+	c.unstored, c.doubtful = c.Control.Unstored(), map[job.JobID]int{}
+	for i := range c.unstored {
+		if t := &c.unstored[i]; t.Disposition == job.TickRun {
+			c.doubtful[t.JobID]++
+			c.inherited = i + 1
+		}
+	}
 }
 
 // put brings an entry up to a mark.
@@ -176,12 +194,13 @@ func (c *Clock) arm(e *entry) {
 	e.next = 0
 	switch next, ok := e.table.Next(e.mark.At.Time()); {
 	case len(e.mark.Earlier) > 0:
-		e.next = e.mark.From
+		e.next = max(e.mark.From, e.notBefore)
 	case ok:
 		e.next = job.At(next)
 		if c.Control.Paused(e.mark.JobID, e.mark.Namespace) != job.NoReason {
 			e.next = max(e.next, e.mark.At.Add(pausedEvery))
 		}
+		e.next = max(e.next, e.notBefore)
 	}
 	switch {
 	case e.next == 0 && e.index >= 0:
@@ -200,7 +219,6 @@ func (c *Clock) drop(id job.JobID) {
 			heap.Remove(&c.due, e.index)
 		}
 		delete(c.jobs, id)
-		c.Overlap.Forget(id)
 	}
 }
 
@@ -236,13 +254,10 @@ func (c *Clock) turn(ctx context.Context) (time.Duration, error) {
 		if job.CodeOf(err) == job.Fenced || ctx.Err() != nil {
 			return 0, err
 		}
-		c.Logger.Warn("deciding ticks is retried", "err", err)
-		n = 0
+		return c.deciding.Failed(err), nil
 	}
 	wait := longestSleep
 	switch next := c.Next(); {
-	case err != nil:
-		wait = 100 * time.Millisecond
 	case n > 0:
 		wait = 0
 	case next != 0:
@@ -269,15 +284,18 @@ func (c *Clock) Step(ctx context.Context) (int, error) {
 	}
 	var ticks []job.Tick
 	var marks []job.MarkMove
-	var batch []*entry
+	var batch, unknown []*entry
+	var blind error // why the store does not tell which jobs are busy; it is asked once
 	for len(c.due) > 0 && c.due[0].next <= now && len(batch) < maxJobs && len(ticks) < maxTicks {
 		e := heap.Pop(&c.due).(*entry)
-		batch = append(batch, e)
-		decided, err := c.decide(ctx, e, now)
-		if err != nil {
-			c.restore(batch)
-			return 0, err // overlap cannot be known: the ticks stay due
+		decided, err := c.decide(ctx, e, now, blind)
+		if err != nil { // its ticks stay due (L6); those of others are decided
+			if unknown = append(unknown, e); err != errDoubt {
+				blind = err
+			}
+			continue
 		}
+		batch = append(batch, e)
 		if len(batch) > 1 && len(ticks)+len(decided) > maxTicks {
 			batch = batch[:len(batch)-1]
 			c.arm(e) // one entry holds no more than that, or what one job owes
@@ -285,6 +303,10 @@ func (c *Clock) Step(ctx context.Context) (int, error) {
 		}
 		ticks = append(ticks, decided...)
 		marks = append(marks, job.MarkMove{JobID: e.mark.JobID, Version: e.mark.Version, At: now, Was: e.mark.At})
+	}
+	if c.putOff(unknown, now, blind); job.CodeOf(blind) == job.Fenced || blind != nil && ctx.Err() != nil {
+		c.reload(batch)
+		return 0, blind
 	}
 	stored := c.takeStored()
 	if len(batch) == 0 && len(stored) < maxTicks {
@@ -306,7 +328,34 @@ func (c *Clock) Step(ctx context.Context) (int, error) {
 		}
 	}
 	c.note(recorded)
+	if blind == nil {
+		c.deciding.Over()
+	}
 	return len(batch), nil
+}
+
+// errDoubt is why a tick is put off for a moment, until the decisions before it are stored.
+var errDoubt = job.Errorf(job.Unavailable, "doubt", "what an earlier leader decided is not stored yet")
+
+func (c *Clock) inDoubt(id job.JobID) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.doubtful[id] > 0
+}
+
+// putOff has entries tried again a little later.
+func (c *Clock) putOff(entries []*entry, now job.Instant, why error) {
+	if len(entries) == 0 {
+		return
+	}
+	again := now.Add(20 * time.Millisecond)
+	if why != nil {
+		again = now.Add(c.deciding.Failed(why))
+	}
+	for _, e := range entries {
+		e.notBefore = again
+		c.arm(e)
+	}
 }
 
 // note remembers what was recorded: it counts for overlap from this moment, and is to be stored.
@@ -329,15 +378,6 @@ func (c *Clock) note(recorded []job.Tick) {
 	select {
 	case c.toStore <- struct{}{}:
 	default:
-	}
-}
-
-// restore makes entries due again that nothing was decided of.
-func (c *Clock) restore(batch []*entry) {
-	for _, e := range batch {
-		if c.jobs[e.mark.JobID] == e {
-			c.arm(e)
-		}
 	}
 }
 
@@ -381,46 +421,13 @@ func (c *Clock) turnStore(ctx context.Context) (time.Duration, error) {
 	case job.CodeOf(err) == job.Fenced || err != nil && ctx.Err() != nil:
 		return 0, err
 	case err != nil:
-		c.Logger.Warn("storing ticks is retried", "err", err)
-		c.Pace.Sleep(ctx, 200*time.Millisecond)
+		c.Pace.Sleep(ctx, c.storing.Failed(err))
 		return 0, nil
 	case n == 0:
 		return pace.Forever, nil
 	}
+	c.storing.Over()
 	return 0, nil
-}
-
-// Recover stores what an earlier leader decided and could not store. What a full store has no room for is left to
-// Storing, and counts for overlap from now on: the term must begin all the same, for nothing else makes room.
-func (c *Clock) Recover(ctx context.Context) error {
-	for {
-		n, err := c.StepStore(ctx)
-		switch {
-		case job.CodeOf(err) == job.Exhausted:
-			return c.remember(ctx)
-		case err != nil:
-			return err
-		case n == 0:
-			return nil
-		}
-	}
-}
-
-// remember has decisions count for overlap that no store has.
-func (c *Clock) remember(ctx context.Context) error {
-	c.mu.Lock()
-	ticks := c.unstored
-	c.mu.Unlock()
-	for i := range ticks {
-		if ticks[i].Disposition != job.TickRun {
-			continue
-		}
-		if _, _, err := c.Overlap.Active(ctx, ticks[i].JobID); err != nil {
-			return err
-		}
-		c.Overlap.Born([]*job.Run{unborn(&ticks[i])})
-	}
-	return nil
 }
 
 // unborn is of a decided tick's run what overlap asks about.
@@ -457,11 +464,10 @@ func (c *Clock) StepStore(ctx context.Context) (int, error) {
 		case batch[i].Disposition == job.TickRun:
 			// It ended already, or never came to be because its version is gone: no end of it will be seen. If a run
 			// waited for it, the reconciler releases that.
-			if _, err := c.Overlap.Done(ctx, unborn(&batch[i])); err != nil {
-				return 0, err
-			}
+			c.Overlap.Done(unborn(&batch[i]))
 		}
 	}
+	c.Overlap.Born(born) // one may have been released since it was decided, by an earlier leader
 	c.Born(born)
 	if err := c.replace(ctx, batch); err != nil {
 		return 0, err
@@ -470,7 +476,15 @@ func (c *Clock) StepStore(ctx context.Context) (int, error) {
 	defer c.mu.Unlock()
 	for i := range batch {
 		c.stored = append(c.stored, batch[i].Key())
+		if i < c.inherited && batch[i].Disposition == job.TickRun {
+			if id := batch[i].JobID; c.doubtful[id] > 1 {
+				c.doubtful[id]--
+			} else {
+				delete(c.doubtful, id)
+			}
+		}
 	}
+	c.inherited = max(0, c.inherited-len(batch))
 	if c.unstored = c.unstored[len(batch):]; len(c.unstored) == 0 {
 		c.unstored = nil
 	}

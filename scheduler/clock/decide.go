@@ -9,10 +9,11 @@ import (
 )
 
 // decide says what becomes of every tick of one job up to now. Versions that were replaced decide theirs first (L7),
-// then come the ticks of a pause that ended, then the rest.
-func (c *Clock) decide(ctx context.Context, e *entry, now job.Instant) ([]job.Tick, error) {
+// then come the ticks of a pause that ended, then the rest. With blind, the store is not asked which runs are active: what
+// cannot be decided without it is that error.
+func (c *Clock) decide(ctx context.Context, e *entry, now job.Instant, blind error) ([]job.Tick, error) {
 	m := &e.mark
-	d := decision{clock: c, ctx: ctx, mark: m, now: now}
+	d := decision{clock: c, ctx: ctx, mark: m, now: now, blind: blind}
 	after := m.At
 	for i := range m.Earlier {
 		v := &m.Earlier[i]
@@ -36,6 +37,7 @@ type decision struct {
 	ctx   context.Context
 	mark  *job.Mark
 	now   job.Instant
+	blind error
 	ticks []job.Tick
 
 	looked  bool // active and waiting are known
@@ -85,6 +87,12 @@ func (d *decision) paused(table *timetable.Timetable, version uint64, why job.Re
 // decided in this very batch included.
 func (d *decision) overlap(t *job.Tick, policy job.Overlap) error {
 	if !d.looked {
+		if d.clock.inDoubt(d.mark.JobID) {
+			return errDoubt
+		}
+		if d.blind != nil && !d.clock.Overlap.Known(d.mark.JobID) {
+			return d.blind
+		}
 		runs, waiting, err := d.clock.Overlap.Active(d.ctx, d.mark.JobID)
 		if err != nil {
 			return err

@@ -12,7 +12,6 @@ import (
 	"context"
 	"log/slog"
 	"slices"
-	"time"
 
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/scheduler/fleet"
@@ -66,6 +65,8 @@ type Dispatcher struct {
 	Now      func() job.Instant
 	Pace     pace.Pace
 	Logger   *slog.Logger
+	// Later is told of runs that somebody has to look at again, because the store or the queue took nothing; may be nil.
+	Later func(ids ...job.RunID)
 
 	sequence uint32
 	limits   map[job.LaneKey]int // of concurrency keys, as the last run seen in the lane had it
@@ -181,6 +182,7 @@ func (d *Dispatcher) candidates(ctx context.Context, entries []job.QueueEntry, n
 	if err != nil {
 		return nil, err
 	}
+	d.Specs.Prefetch(ctx, d.Pace, runs)
 	out := make([]fleet.Candidate, 0, len(runs))
 	var moves []job.Move
 	for _, r := range runs {
@@ -213,10 +215,19 @@ func (d *Dispatcher) candidates(ctx context.Context, entries []job.QueueEntry, n
 	}
 	if len(moves) > 0 {
 		if err := d.Mover.Move(ctx, moves); err != nil {
-			d.Logger.Warn("moving runs that cannot start", "count", len(moves), "err", err) // the reconciler finds them again
+			d.Logger.Debug("moving runs that cannot start is left to the reconciler", "count", len(moves), "err", err)
+			for i := range moves {
+				d.later(moves[i].ID)
+			}
 		}
 	}
 	return out, nil
+}
+
+func (d *Dispatcher) later(id job.RunID) {
+	if d.Later != nil {
+		d.Later(id)
+	}
 }
 
 func (d *Dispatcher) setLimit(lane job.LaneKey, limit int) {
@@ -313,15 +324,16 @@ func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, no
 // record commits the grants, together with the leases that ended. What failed is repeated until it has not: its outcome
 // may be unknown, or it was made in part, being too large for one entry. A grant that is there already is the same one.
 func (d *Dispatcher) record(ctx context.Context, grants []job.Grant, ended []job.EndedGrant) ([]int, error) {
+	trouble := pace.Trouble{Logger: d.Logger, What: "granting"}
 	for {
 		refused, err := d.Control.Grant(ctx, d.Epoch, grants, ended)
 		switch job.CodeOf(err) {
 		case job.Unavailable, job.Exhausted, job.Unknown:
 		default:
+			trouble.Over()
 			return refused, err
 		}
-		d.Logger.Warn("granting is repeated", "count", len(grants), "err", err)
-		if d.Pace.Sleep(ctx, 100*time.Millisecond); ctx.Err() != nil {
+		if d.Pace.Sleep(ctx, trouble.Failed(err)); ctx.Err() != nil {
 			return nil, err
 		}
 	}
@@ -353,7 +365,10 @@ func (d *Dispatcher) pushBack(ctx context.Context, entries []job.QueueEntry) {
 		return
 	}
 	if _, err := d.Queue.Push(ctx, d.Epoch, d.Now(), entries); err != nil && ctx.Err() == nil {
-		d.Logger.Warn("putting runs back into the queue", "count", len(entries), "err", err) // the reconciler finds them
+		d.Logger.Debug("putting runs back into the queue is left to the reconciler", "count", len(entries), "err", err)
+		for i := range entries {
+			d.later(entries[i].RunID)
+		}
 	}
 }
 

@@ -5,6 +5,8 @@ package pace
 
 import (
 	"context"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -15,6 +17,8 @@ type Pace interface {
 	// Take puts a token into a channel with a buffer of one, as soon as there is room. Whoever holds it may propose to Raft
 	// meanwhile, which takes long: it is no mutex.
 	Take(token chan struct{})
+	// Each calls do with 0 to n-1, some of them at once, and returns when all have. It is for reads that wait for a store.
+	Each(n int, do func(i int))
 }
 
 // Real waits in real time.
@@ -30,6 +34,23 @@ func (Real) Sleep(ctx context.Context, d time.Duration) {
 
 // Take implements Pace.
 func (Real) Take(token chan struct{}) { token <- struct{}{} }
+
+// atOnce is how many calls of Each are under way: more would keep others from the store.
+const atOnce = 8
+
+// Each implements Pace.
+func (Real) Each(n int, do func(i int)) {
+	var next atomic.Int64
+	var all sync.WaitGroup
+	for range min(n, atOnce) {
+		all.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				do(i)
+			}
+		})
+	}
+	all.Wait()
+}
 
 // Forever is the wait of a part that only a signal wakes.
 const Forever = time.Duration(-1)

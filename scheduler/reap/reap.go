@@ -37,11 +37,14 @@ type Reaper struct {
 
 // Reaping is the part that reaps.
 func (r *Reaper) Reaping() *pace.Part {
+	trouble := pace.Trouble{Logger: r.Logger, What: "telling raft of ended leases"}
 	return &pace.Part{Name: "reaper", First: Every, Turn: func(ctx context.Context) (time.Duration, error) {
 		if err := r.Step(ctx); job.CodeOf(err) == job.Fenced {
 			return 0, err
 		} else if err != nil && ctx.Err() == nil {
-			r.Logger.Warn("telling raft of ended leases is retried", "err", err)
+			trouble.Failed(err)
+		} else {
+			trouble.Over()
 		}
 		return Every, nil
 	}}

@@ -1,17 +1,24 @@
 // Package reconcile compares what the store says with what the leader does about it, and mends the difference: live runs
 // that nobody queued, deadlines that passed while nothing else looked, cancel intents whose hint was lost, runs that
 // wait for nothing any more, leases of runs that ended. Everything else in the scheduler may lose a step; this finds it.
+//
+// It first goes through all live runs, as fast as the store answers. From then on it looks every few seconds, at runs that
+// were born lately and at a share of the older ones, so that a long backlog costs a bounded number of rows a second. One
+// query does for both while live runs are few.
 package reconcile
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
-	"sync/atomic"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/scheduler/dispatch"
 	"github.com/musterhq/muster/scheduler/fleet"
+	"github.com/musterhq/muster/scheduler/overlap"
 	"github.com/musterhq/muster/scheduler/pace"
 )
 
@@ -21,9 +28,20 @@ const (
 	// Ahead is how far ahead delayed runs are queued; those due later stay in the store (Q2).
 	Ahead = 5 * time.Minute
 
-	page    = 1000
-	recent  = time.Minute // births younger than this are looked at each time: their hints may be lost
-	maxRows = 100_000     // of older runs, looked at each time; the cursor goes round
+	page   = 1000
+	recent = time.Minute // births younger than this are looked at each time: their hints may be lost
+	// round is how long it may take to go through all older runs. It is less than Ahead: a delayed run is met in time.
+	round = 4 * time.Minute
+	// minRows and maxRows bound the older rows of one look, recentRows the recent ones.
+	minRows    = 10_000
+	maxRows    = 100_000
+	recentRows = 20_000
+	// resumedRows is how many live runs a job may have for its held ones to be found by asking for that job.
+	resumedRows = 5000
+	// maxLater bounds what is remembered to be looked at.
+	maxLater = 20_000
+	// soon is how often it looks whether there is something to look at before Every is over.
+	soon = time.Second
 )
 
 // Store is what is read.
@@ -57,99 +75,294 @@ type Reconciler struct {
 	Control Control
 	Mover   Mover
 	Fleet   *fleet.Fleet
+	Overlap *overlap.Tracker
 	Now     func() job.Instant
 	Logger  *slog.Logger
 	Wake    func() // the dispatcher has something new
 	Stop    func(ctx context.Context, why job.Reason, ids ...job.RunID)
+	Swept   func() // all live runs were looked at once
 	// Mended counts what was mended; may be nil.
 	Mended func(what string, n int)
 
-	cursor job.RunID
-	kick   chan struct{}
-	all    atomic.Bool // the next turn looks at all live runs
+	trouble pace.Trouble
+	kick    chan struct{}
+
+	// Of the goroutine that has its turns.
+	swept    bool        // all live runs were looked at once
+	leases   bool        // and the leases that this term took over
+	at       job.RunID   // where the first sweep stands, and later the look at older runs
+	recentAt job.RunID   // where the look at recent runs stands; zero: at its beginning
+	passed   int         // older rows since the round began
+	lastly   int         // rows of the round before
+	nextLook job.Instant // when Every is over
+	counts   counts      // what this turn mended
+
+	mu    sync.Mutex
+	later map[job.RunID]struct{}
+	held  map[job.JobID]struct{} // jobs that have runs that a pause held
 }
+
+type counts struct{ queued, moved, leases int }
 
 // Init must be called before any other method.
 func (r *Reconciler) Init() {
 	r.kick = make(chan struct{}, 1)
-	r.all.Store(true)
+	r.later, r.held = map[job.RunID]struct{}{}, map[job.JobID]struct{}{}
+	r.trouble = pace.Trouble{Logger: r.Logger, What: "reconciling"}
+	r.lastly = minRows
 }
 
-// Kick makes the reconciler look at all live runs at once, as after a job was resumed.
+// Kick makes the reconciler look at once at what pauses held, as after a job was resumed.
 func (r *Reconciler) Kick() {
-	r.all.Store(true)
 	select {
 	case r.kick <- struct{}{}:
 	default:
 	}
 }
 
-// Reconciling is the part that loads all live runs, and then looks every few seconds. Init must have been called.
+// Later has runs looked at within a second or two: somebody was to queue or move them and could not. What is too much is
+// found by and by.
+func (r *Reconciler) Later(ids ...job.RunID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, id := range ids {
+		if len(r.later) < maxLater {
+			r.later[id] = struct{}{}
+		}
+	}
+}
+
+// Held notes that a job has runs that its pause held.
+func (r *Reconciler) Held(id job.JobID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.held[id] = struct{}{}
+}
+
+// Reconciling is the part that looks at all live runs, and then every few seconds. Init must have been called.
 func (r *Reconciler) Reconciling() *pace.Part {
 	return &pace.Part{Name: "reconciler", Turn: r.turn, Signals: [2]<-chan struct{}{r.kick}}
 }
 
 func (r *Reconciler) turn(ctx context.Context) (time.Duration, error) {
-	all := r.all.Swap(false)
-	err := r.Step(ctx, all)
+	wait, err := r.Step(ctx)
+	r.tell()
 	switch {
 	case job.CodeOf(err) == job.Fenced || err != nil && ctx.Err() != nil:
 		return 0, err
 	case err != nil:
-		r.Logger.Warn("reconciling is retried", "err", err)
-		if all {
-			r.all.Store(true)
-		}
+		return r.trouble.Failed(err), nil
 	}
-	return Every, nil
+	r.trouble.Over()
+	return wait, nil
 }
 
-// Step looks once: at the recent births and a share of the older runs, or at all live runs.
-func (r *Reconciler) Step(ctx context.Context, all bool) error {
-	if err := r.endedLeases(ctx); err != nil {
+// tell says what was mended.
+func (r *Reconciler) tell() {
+	c := r.counts
+	r.counts = counts{}
+	if c == (counts{}) {
+		return
+	}
+	r.Logger.Info("the reconciler mended what others lost", "queued", c.queued, "moved", c.moved, "leases", c.leases)
+	for what, n := range map[string]int{"queued": c.queued, "moved": c.moved, "leases": c.leases} {
+		if n > 0 && r.Mended != nil {
+			r.Mended(what, n)
+		}
+	}
+}
+
+// Step does a part of what there is to do, and answers when to go on; 0 is at once.
+func (r *Reconciler) Step(ctx context.Context) (time.Duration, error) {
+	if !r.leases {
+		if err := r.endedLeases(ctx); err != nil {
+			return 0, err
+		}
+		r.leases = true
+	}
+	if err := r.lookLater(ctx); err != nil {
+		return 0, err
+	}
+	if err := r.resumed(ctx); err != nil {
+		return 0, err
+	}
+	if !r.swept {
+		return 0, r.first(ctx)
+	}
+	now := r.Now()
+	if wait := r.nextLook.Sub(now); wait > 0 && wait <= Every { // more: the clock was set back
+		return min(soon, wait), nil
+	}
+	if err := r.look(ctx, now); err != nil {
+		return 0, err
+	}
+	r.nextLook = now.Add(Every)
+	return soon, nil
+}
+
+// first looks at one more page of all live runs. What an earlier leader had queued is not mended but loaded.
+func (r *Reconciler) first(ctx context.Context) error {
+	r.Overlap.BeginSeen()
+	runs, err := r.Store.Live(ctx, r.at, page)
+	if err != nil {
+		r.Overlap.Seen(nil, false)
 		return err
 	}
-	if all {
-		_, err := r.sweep(ctx, job.RunID{}, job.RunID{}, -1)
+	last := len(runs) < page
+	free := r.Overlap.Seen(runs, last)
+	before := r.counts
+	if err := r.examine(ctx, runs); err != nil {
+		r.Later(free...)
 		return err
 	}
-	young := job.MakeRunID(r.Now().Time().Add(-recent), [10]byte{})
-	if _, err := r.sweep(ctx, young, job.RunID{}, -1); err != nil {
-		return err
+	r.counts.queued = before.queued
+	r.passed += len(runs)
+	if !last {
+		r.at = runs[len(runs)-1].ID
+		return nil
 	}
-	next, err := r.sweep(ctx, r.cursor, young, maxRows)
-	r.cursor = next
+	r.Logger.Info("all live runs were looked at", "count", r.passed)
+	r.swept, r.at, r.lastly, r.passed = true, job.RunID{}, r.passed, 0
+	r.nextLook = r.Now().Add(Every)
+	r.Swept()
+	moves := make([]job.Move, len(free))
+	for i, id := range free {
+		moves[i] = job.Move{ID: id, State: job.Queued, QueuedAt: r.Now()}
+	}
+	return r.move(ctx, moves)
+}
+
+// look is what happens every few seconds.
+func (r *Reconciler) look(ctx context.Context, now job.Instant) error {
+	young := job.MakeRunID(now.Time().Add(-recent), [10]byte{})
+	rows := min(max(minRows, r.lastly/int(round/Every)), maxRows)
+	if r.at.IsZero() { // a new round: with few runs it is over at once, and has met the recent ones as well
+		next, n, err := r.sweep(ctx, job.RunID{}, job.RunID{}, rows)
+		r.at, r.passed = next, n
+		if err != nil || next.IsZero() {
+			r.over(err)
+			return err
+		}
+		if string(next[:]) >= string(young[:]) {
+			r.at, r.recentAt = job.RunID{}, next
+			r.over(nil)
+		}
+	} else {
+		next, n, err := r.sweep(ctx, r.at, young, rows)
+		r.at, r.passed = next, r.passed+n
+		if err != nil {
+			return err
+		}
+		if next.IsZero() {
+			r.over(nil)
+		}
+	}
+	if string(r.recentAt[:]) < string(young[:]) {
+		r.recentAt = young
+	}
+	next, _, err := r.sweep(ctx, r.recentAt, job.RunID{}, recentRows)
+	r.recentAt = next
 	return err
 }
 
+// over ends a round.
+func (r *Reconciler) over(err error) {
+	if err == nil {
+		r.lastly, r.passed = r.passed, 0
+	}
+}
+
 // sweep looks at live runs after the given id and before end (zero: no end), up to a number of rows, and answers where to
-// go on; zero after the last.
-func (r *Reconciler) sweep(ctx context.Context, after, end job.RunID, rows int) (job.RunID, error) {
-	for n := 0; rows < 0 || n < rows; n += page {
+// go on, zero after the last, and how many rows it read.
+func (r *Reconciler) sweep(ctx context.Context, after, end job.RunID, rows int) (job.RunID, int, error) {
+	n := 0
+	for n < rows {
 		runs, err := r.Store.Live(ctx, after, page)
 		if err != nil {
-			return after, err
+			return after, n, err
 		}
-		past := false
-		for i, x := range runs {
-			if !end.IsZero() && string(x.ID[:]) >= string(end[:]) {
-				runs, past = runs[:i], true
-				break
-			}
+		n += len(runs)
+		last := len(runs) < page
+		if i := slices.IndexFunc(runs, func(x *job.Run) bool { return !end.IsZero() && string(x.ID[:]) >= string(end[:]) }); i >= 0 {
+			runs, last = runs[:i], true
 		}
-		if err := r.look(ctx, runs); err != nil {
-			return after, err
+		if err := r.examine(ctx, runs); err != nil {
+			return after, n, err
 		}
-		if past || len(runs) < page {
-			return job.RunID{}, nil
+		if last {
+			return job.RunID{}, n, nil
 		}
 		after = runs[len(runs)-1].ID
 	}
-	return after, nil
+	return after, n, nil
 }
 
-// look mends one page of live runs.
-func (r *Reconciler) look(ctx context.Context, runs []*job.Run) error {
+// lookLater looks at what others could not do.
+func (r *Reconciler) lookLater(ctx context.Context) error {
+	for {
+		ids := r.takeLater()
+		if len(ids) == 0 {
+			return nil
+		}
+		runs, err := r.Store.Load(ctx, ids)
+		if err == nil {
+			runs = slices.DeleteFunc(runs, func(x *job.Run) bool { return x == nil || x.State.Terminal() })
+			err = r.examine(ctx, runs)
+		}
+		if err != nil {
+			r.Later(ids...)
+			return err
+		}
+	}
+}
+
+func (r *Reconciler) takeLater() []job.RunID {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ids := make([]job.RunID, 0, min(len(r.later), page))
+	for id := range r.later {
+		if len(ids) == page {
+			break
+		}
+		ids = append(ids, id)
+		delete(r.later, id)
+	}
+	slices.SortFunc(ids, func(a, b job.RunID) int { return bytes.Compare(a[:], b[:]) })
+	return ids
+}
+
+// resumed looks at the jobs whose runs a pause held that is over.
+func (r *Reconciler) resumed(ctx context.Context) error {
+	r.mu.Lock()
+	var jobs []job.JobID
+	for id := range r.held {
+		if r.Control.Paused(id, "") != job.JobPaused {
+			jobs = append(jobs, id)
+			delete(r.held, id)
+		}
+	}
+	r.mu.Unlock()
+	slices.SortFunc(jobs, func(a, b job.JobID) int { return bytes.Compare(a[:], b[:]) })
+	for i, id := range jobs {
+		runs, err := r.Store.LiveOfJob(ctx, id, resumedRows)
+		if err == nil {
+			err = r.examine(ctx, runs)
+		}
+		if err != nil {
+			for _, id := range jobs[i:] {
+				r.Held(id)
+			}
+			return err
+		}
+		if len(runs) == resumedRows && r.swept { // the rest is met on the way through all
+			r.swept, r.at, r.passed = false, job.RunID{}, 0
+		}
+	}
+	return nil
+}
+
+// examine mends some live runs.
+func (r *Reconciler) examine(ctx context.Context, runs []*job.Run) error {
 	now := r.Now()
 	var moves []job.Move
 	var queue []*job.Run
@@ -165,43 +378,36 @@ func (r *Reconciler) look(ctx context.Context, runs []*job.Run) error {
 			moves = append(moves, m)
 			continue
 		}
+		fence := x.Fence
 		switch {
-		case x.State == job.Held && x.Reason == job.JobPaused && paused != job.JobPaused,
-			x.State == job.Running: // written late, and its lease is gone
-			moves = append(moves, job.Move{ID: x.ID, State: job.Queued, QueuedAt: now})
-		case x.State == job.Waiting && x.Reason == job.OverlapQueued:
-			free, err := r.first(ctx, x)
-			if err != nil {
-				return err
+		case x.State == job.Held && x.Reason == job.JobPaused:
+			if paused != job.JobPaused {
+				moves = append(moves, job.Move{ID: x.ID, State: job.Queued, QueuedAt: now, IfFence: &fence})
+			} else {
+				r.Held(x.JobID)
 			}
-			if free {
-				moves = append(moves, job.Move{ID: x.ID, State: job.Queued, QueuedAt: now})
-			}
+		case x.State == job.Running, // written late, and its lease is gone
+			x.State == job.Waiting && x.Reason == job.OverlapQueued && !r.Overlap.Waits(x):
+			moves = append(moves, job.Move{ID: x.ID, State: job.Queued, QueuedAt: now, IfFence: &fence})
 		case x.State == job.Queued, x.State == job.Scheduled && x.ReadyAt <= now.Add(Ahead):
 			queue = append(queue, x)
 		}
 	}
-	if len(moves) > 0 {
-		r.mended("moved", len(moves))
-		if err := r.Mover.Move(ctx, moves); err != nil {
-			return err
-		}
+	if err := r.move(ctx, moves); err != nil {
+		return err
 	}
 	return r.queue(ctx, queue)
 }
 
-// first tells whether no run of an earlier tick of the job is left.
-func (r *Reconciler) first(ctx context.Context, x *job.Run) (bool, error) {
-	live, err := r.Store.LiveOfJob(ctx, x.JobID, page)
-	if err != nil {
-		return false, err
+func (r *Reconciler) move(ctx context.Context, moves []job.Move) error {
+	if len(moves) == 0 {
+		return nil
 	}
-	for _, y := range live {
-		if y.Trigger == job.ByTick && y.ScheduledAt < x.ScheduledAt {
-			return false, nil
-		}
+	if err := r.Mover.Move(ctx, moves); err != nil {
+		return err
 	}
-	return true, nil
+	r.counts.moved += len(moves)
+	return nil
 }
 
 func (r *Reconciler) queue(ctx context.Context, runs []*job.Run) error {
@@ -231,15 +437,17 @@ func (r *Reconciler) queue(ctx context.Context, runs []*job.Run) error {
 	if err != nil {
 		return err
 	}
-	r.mended("queued", len(entries)-len(left))
-	r.Wake()
+	if n := len(entries) - len(left); n > 0 {
+		r.counts.queued += n
+		r.Wake()
+	}
 	return nil
 }
 
 // endedLeases ends leases whose run is terminal or gone: their result was recorded, and the leader died before it told
-// Raft.
+// Raft. Of the leases that this term gave it records the ends itself.
 func (r *Reconciler) endedLeases(ctx context.Context) error {
-	leases := r.Fleet.Leases()
+	leases := slices.DeleteFunc(r.Fleet.Leases(), func(l fleet.Lease) bool { return l.Run != nil })
 	for len(leases) > 0 {
 		n := min(len(leases), page)
 		ids := make([]job.RunID, n)
@@ -252,16 +460,10 @@ func (r *Reconciler) endedLeases(ctx context.Context) error {
 		}
 		for i, x := range runs {
 			if (x == nil || x.State.Terminal()) && r.Fleet.End(leases[i].RunID, leases[i].Fence) {
-				r.mended("leases", 1)
+				r.counts.leases++
 			}
 		}
 		leases = leases[n:]
 	}
 	return nil
-}
-
-func (r *Reconciler) mended(what string, n int) {
-	if r.Mended != nil && n > 0 {
-		r.Mended(what, n)
-	}
 }

@@ -1,21 +1,29 @@
 package reconcile
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/scheduler/pace"
 )
 
-// SchedulesEvery is how often the versions of all jobs are compared with what ticks.
-const SchedulesEvery = 30 * time.Second
+const (
+	// SchedulesEvery is how often versions of jobs are compared with what ticks: all of them when a term begins, for a leader
+	// that died may have left half of its work, and then headsPage at a time, so that it costs one query however many there are.
+	SchedulesEvery = 30 * time.Second
+	headsPage      = 10_000
+)
 
 // Definitions is where jobs are kept.
 type Definitions interface {
 	Heads(ctx context.Context, afterNamespace, afterName string, limit int) ([]job.JobHead, error)
 	Version(ctx context.Context, id job.JobID, version uint64) (*job.Version, error)
+	StartVersion(ctx context.Context, id job.JobID, version uint64, from job.Instant) error
 }
 
 // Marks is what ticks, in Raft.
@@ -33,54 +41,76 @@ type Schedules struct {
 	Marks       Marks
 	Logger      *slog.Logger
 	Mended      func(what string, n int) // may be nil
+
+	namespace, name string             // the last job compared; none: at the beginning
+	gone            map[job.JobID]bool // marks whose job was not met since the beginning
+	compared        bool               // all jobs were, once
+	counts          struct{ followed, dropped, dated int }
 }
 
-// Comparing is the part that compares soon and then every SchedulesEvery.
+// Comparing is the part that compares.
 func (s *Schedules) Comparing() *pace.Part {
+	trouble := pace.Trouble{Logger: s.Logger, What: "comparing schedules"}
 	return &pace.Part{Name: "schedules", First: time.Second, // a new leader first does what cannot wait
 		Turn: func(ctx context.Context) (time.Duration, error) {
-			if err := s.Step(ctx); err != nil && ctx.Err() == nil {
-				s.Logger.Warn("comparing schedules is retried", "err", err)
+			err := s.Step(ctx)
+			s.tell()
+			switch {
+			case err != nil && ctx.Err() == nil:
+				return trouble.Failed(err), nil
+			case !s.compared:
+				return 0, nil
 			}
+			trouble.Over()
 			return SchedulesEvery, nil
 		}}
 }
 
-// Step compares once.
+// Step compares one page. What it stopped at it begins with the next time.
 func (s *Schedules) Step(ctx context.Context) error {
-	// The marks are read before the definitions: a job that is created meanwhile has no mark here, and one that is deleted
-	// meanwhile has one; both read as "nothing to do".
-	marks := s.Marks.Marks()
-	there := make(map[job.JobID]bool, len(marks))
-	namespace, name := "", ""
-	for {
-		heads, err := s.Definitions.Heads(ctx, namespace, name, page)
-		if err != nil {
-			return err
+	if s.gone == nil {
+		// The marks are read before the definitions: a job that is created meanwhile has no mark here, and one that is deleted
+		// meanwhile has one; both read as "nothing to do".
+		s.gone = map[job.JobID]bool{}
+		for _, m := range s.Marks.Marks() {
+			s.gone[m.JobID] = true
 		}
-		for _, h := range heads {
-			there[h.ID] = true
-			if m, ok := s.Marks.Mark(h.ID); !ok || m.Version < h.Version {
-				if err := s.follow(ctx, h, ok); err != nil {
-					return err
-				}
+	}
+	heads, err := s.Definitions.Heads(ctx, s.namespace, s.name, headsPage)
+	if err != nil {
+		return err
+	}
+	for _, h := range heads {
+		delete(s.gone, h.ID)
+		m, ok := s.Marks.Mark(h.ID)
+		switch {
+		case !ok || m.Version < h.Version:
+			err = s.follow(ctx, h, ok)
+		case m.Version == h.Version && m.From != h.From:
+			if err = s.Definitions.StartVersion(ctx, h.ID, h.Version, m.From); err == nil {
+				s.counts.dated++
 			}
-			namespace, name = h.Namespace, h.Name
 		}
-		if len(heads) < page {
-			break
-		}
-	}
-	for i := range marks {
-		if there[marks[i].JobID] {
-			continue
-		}
-		s.Logger.Info("a deleted job's schedule ends", "namespace", marks[i].Namespace, "job", marks[i].Job)
-		if err := s.Marks.DropSchedule(ctx, marks[i].JobID, 0); err != nil {
+		switch job.CodeOf(err) {
+		case "":
+		case job.Internal, job.Invalid, job.Exhausted: // of this one job: the others are compared all the same
+			s.Logger.Warn("a schedule cannot follow its definition", "namespace", h.Namespace, "job", h.Name, "version", h.Version, "err", err)
+		default:
 			return err
 		}
-		s.mended()
+		s.namespace, s.name = h.Namespace, h.Name
 	}
+	if len(heads) == headsPage {
+		return nil
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(s.gone), func(a, b job.JobID) int { return bytes.Compare(a[:], b[:]) }) {
+		if err := s.Marks.DropSchedule(ctx, id, 0); err != nil {
+			return err
+		}
+		delete(s.gone, id)
+		s.counts.dropped++
+	}
+	s.namespace, s.name, s.gone, s.compared = "", "", nil, true
 	return nil
 }
 
@@ -108,14 +138,22 @@ func (s *Schedules) follow(ctx context.Context, h job.JobHead, ticks bool) error
 		return nil // a newer version ticks by now
 	}
 	if err == nil {
-		s.Logger.Info("a schedule follows its definition", "namespace", h.Namespace, "job", h.Name, "version", h.Version)
-		s.mended()
+		s.counts.followed++
 	}
 	return err
 }
 
-func (s *Schedules) mended() {
-	if s.Mended != nil {
-		s.Mended("schedules", 1)
+// tell says what was mended. That versions are told from when they tick is the way of it, and no defect.
+func (s *Schedules) tell() {
+	c := s.counts
+	s.counts.followed, s.counts.dropped, s.counts.dated = 0, 0, 0
+	if n := c.followed + c.dropped; n > 0 {
+		s.Logger.Info("schedules follow their definitions, which raft had not heard of", "changed", c.followed, "ended", c.dropped)
+		if s.Mended != nil {
+			s.Mended("schedules", n)
+		}
+	}
+	if c.dated > 0 {
+		s.Logger.Debug("versions were told from when they tick", "count", c.dated)
 	}
 }

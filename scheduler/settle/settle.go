@@ -41,8 +41,10 @@ type Gateways interface {
 const (
 	// MaxBatch bounds the outcomes of one transaction.
 	MaxBatch = 1000
-	// maxInbox bounds what waits; a gateway that brings more waits with it, and so does its worker.
-	maxInbox = 20_000
+	// maxInbox and maxInboxBytes bound what waits; a gateway that brings more waits with it, and so does its worker. What
+	// the leader itself concludes never waits: there is one conclusion for each lease.
+	maxInbox      = 20_000
+	maxInboxBytes = 64 << 20
 	// maxResult is the result's limit (D6).
 	maxResult = 64 << 10
 	// maxError bounds the text of an error.
@@ -65,10 +67,16 @@ type Settler struct {
 	Metrics  Metrics
 	Wake     func()           // the dispatcher has something new
 	Settled  func([]*job.Run) // told of runs that became terminal; may be nil
+	Held     func(job.JobID)  // told of jobs of which runs became held
+	// Later is told of runs that somebody has to look at again, because the store or the queue took nothing.
+	Later func(ids ...job.RunID)
+
+	trouble pace.Trouble
 
 	mu    sync.Mutex
 	room  *sync.Cond
 	inbox []report
+	bytes int // of results and errors in the inbox
 	ready chan struct{}
 	done  bool
 }
@@ -84,8 +92,11 @@ type report struct {
 	job.Outcome
 }
 
+func (r *report) weight() int { return len(r.Result) + len(r.Error) }
+
 // Init must be called before any other method.
 func (s *Settler) Init() {
+	s.trouble = pace.Trouble{Logger: s.Logger, What: "settling"}
 	s.room = sync.NewCond(&s.mu)
 	s.ready = make(chan struct{}, 1)
 }
@@ -114,14 +125,15 @@ func (s *Settler) Report(session job.SessionID, outcomes []job.Outcome) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for len(s.inbox) >= maxInbox && !s.done {
+	for session != "" && (len(s.inbox) >= maxInbox || s.bytes >= maxInboxBytes) && !s.done {
 		s.room.Wait()
 	}
 	if s.done {
 		return
 	}
 	for _, o := range outcomes {
-		s.inbox = append(s.inbox, report{session, o})
+		r := report{session, o}
+		s.inbox, s.bytes = append(s.inbox, r), s.bytes+r.weight()
 	}
 	select {
 	case s.ready <- struct{}{}:
@@ -154,6 +166,9 @@ func (s *Settler) Step(ctx context.Context) (int, error) {
 	batch := make([]report, n)
 	copy(batch, s.inbox)
 	s.inbox = s.inbox[n:]
+	for i := range batch {
+		s.bytes -= batch[i].weight()
+	}
 	if len(s.inbox) == 0 {
 		s.inbox = nil
 	}
@@ -196,6 +211,7 @@ func (s *Settler) settle(ctx context.Context, batch []report) error {
 	if err != nil {
 		return s.giveBack(ctx, append(work, later...), err)
 	}
+	s.trouble.Over()
 	if len(later) > 0 {
 		s.putBack(later)
 		if len(work) == 0 {
@@ -294,6 +310,7 @@ func (s *Settler) read(ctx context.Context, work []settling) error {
 	if err != nil {
 		return err
 	}
+	s.Specs.Prefetch(ctx, s.Pace, runs)
 	byID := make(map[job.RunID]*job.Run, len(runs))
 	for _, r := range runs {
 		if r != nil {
@@ -313,9 +330,8 @@ func (s *Settler) giveBack(ctx context.Context, work []settling, err error) erro
 	if job.CodeOf(err) == job.Fenced || ctx.Err() != nil {
 		return err
 	}
-	s.Logger.Warn("settling is retried", "outcomes", len(work), "err", err)
 	s.putBack(work)
-	s.Pace.Sleep(ctx, 200*time.Millisecond)
+	s.Pace.Sleep(ctx, s.trouble.Failed(err))
 	return nil
 }
 
@@ -325,6 +341,7 @@ func (s *Settler) putBack(work []settling) {
 	back := make([]report, len(work), len(work)+len(s.inbox))
 	for i := range work {
 		back[i] = work[i].report
+		s.bytes += back[i].weight()
 	}
 	s.inbox = append(back, s.inbox...)
 }
@@ -370,14 +387,14 @@ func sanitise(o *job.Outcome) {
 	o.Result = clean
 }
 
-// move has the store make the moves. Unknown is repeated: moves carry values. A batch that fails for good is split until
+// move has the store make the moves. Unknown is repeated, and then given back to whoever asked: moves carry values. A batch that fails for good is split until
 // the bad one is found, which becomes failed, invalid_result (S12).
 func (s *Settler) move(ctx context.Context, moves []job.Move) ([]job.Moved, error) {
 	if len(moves) == 0 {
 		return nil, nil
 	}
 	moved, err := s.Store.Move(ctx, s.Epoch, moves)
-	for tries := 0; job.CodeOf(err) == job.Unknown && ctx.Err() == nil && tries < 10; tries++ {
+	for tries := 0; job.CodeOf(err) == job.Unknown && ctx.Err() == nil && tries < 2; tries++ {
 		moved, err = s.Store.Move(ctx, s.Epoch, moves)
 	}
 	switch job.CodeOf(err) {
@@ -420,17 +437,19 @@ func (s *Settler) after(ctx context.Context, moved []job.Moved) error {
 					s.Metrics.Settled(r.State, r.Reason)
 				}
 			}
-			next, err := s.Overlap.Done(ctx, r)
-			if err != nil {
-				s.Logger.Warn("looking for a run that waits", "run_id", r.ID, "err", err) // the reconciler releases it
-			} else if !next.IsZero() {
+			if next := s.Overlap.Done(r); !next.IsZero() {
 				release = append(release, job.Move{ID: next, State: job.Queued, QueuedAt: s.Now(), ReadyAt: s.Now()})
 			}
+		case r.State == job.Held && s.Held != nil:
+			s.Held(r.JobID)
 		}
 	}
 	if len(entries) > 0 {
 		if _, err := s.Queue.Push(ctx, s.Epoch, s.Now(), entries); err != nil {
-			s.Logger.Warn("queueing retries", "count", len(entries), "err", err) // the reconciler queues them
+			s.Logger.Debug("queueing retries is left to the reconciler", "count", len(entries), "err", err)
+			for i := range entries {
+				s.later(entries[i].RunID)
+			}
 		}
 	}
 	if s.Settled != nil && len(ended) > 0 {
@@ -442,10 +461,19 @@ func (s *Settler) after(ctx context.Context, moved []job.Moved) error {
 	}
 	err := s.Move(ctx, release)
 	if err != nil && job.CodeOf(err) != job.Fenced {
-		s.Logger.Warn("releasing runs that waited is left to the reconciler", "count", len(release), "err", err)
+		s.Logger.Debug("releasing runs that waited is left to the reconciler", "count", len(release), "err", err)
+		for i := range release {
+			s.later(release[i].ID)
+		}
 		return nil
 	}
 	return err
+}
+
+func (s *Settler) later(id job.RunID) {
+	if s.Later != nil {
+		s.Later(id)
+	}
 }
 
 // Move moves runs that have no lease, each in the hand of the mover; those in another hand are left for later.

@@ -6,8 +6,10 @@ import (
 	"context"
 	"encoding/json"
 	"sync"
+	"sync/atomic"
 
 	"github.com/musterhq/muster/job"
+	"github.com/musterhq/muster/scheduler/pace"
 )
 
 // Versions is where documents come from.
@@ -35,6 +37,37 @@ type versionKey struct {
 // New makes an empty table.
 func New(from Versions) *Specs {
 	return &Specs{from: from, byJob: map[versionKey]*job.Document{}, inline: map[string]*job.Document{}}
+}
+
+// Prefetch reads the documents of runs that are not in memory, several at once: after a change of leader none is. What it
+// cannot read is left to Of.
+func (s *Specs) Prefetch(ctx context.Context, p pace.Pace, runs []*job.Run) {
+	var missing []*job.Run
+	seen := map[versionKey]bool{}
+	s.mu.RLock()
+	for _, r := range runs {
+		if r == nil || len(r.Spec) > 0 || r.State.Terminal() {
+			continue
+		}
+		k := versionKey{r.JobID, r.JobVersion}
+		if s.byJob[k] == nil && !seen[k] {
+			seen[k] = true
+			missing = append(missing, r)
+		}
+	}
+	s.mu.RUnlock()
+	if len(missing) < 2 {
+		return
+	}
+	var failed atomic.Bool
+	p.Each(len(missing), func(i int) {
+		if failed.Load() {
+			return
+		}
+		if _, err := s.Of(ctx, missing[i]); job.CodeOf(err) == job.Unavailable {
+			failed.Store(true) // the others would fail as well
+		}
+	})
 }
 
 // Of answers the document of a run. It must not be changed.
