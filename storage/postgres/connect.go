@@ -208,6 +208,9 @@ func (s *Store) pool(ctx context.Context, l *life, p purpose, id string) (*pgxpo
 		if err == nil && owner != id {
 			err = foreign(owner, id)
 		}
+		if err == nil && p != reading {
+			_, err = c.Exec(ctx, plansSQL)
+		}
 		return err
 	}
 	return pgxpool.NewWithConfig(ctx, cfg)

@@ -67,6 +67,10 @@ type Store struct {
 
 	pruning   pruning
 	bulkySize *int64 // of tests alone; nil means bulky
+
+	births    batcher[*job.Run]
+	intents   batcher[job.CancelIntent]
+	documents documentCache
 }
 
 var _ storage.Store = (*Store)(nil)
@@ -94,6 +98,8 @@ func New(cfg Config) (*Store, error) {
 	}
 	s := &Store{cfg: cfg, parsed: parsed}
 	s.closing, s.close = context.WithCancel(context.Background())
+	s.births = batcher[*job.Run]{write: s.writeBirths, weight: birthWeight}
+	s.intents = batcher[job.CancelIntent]{write: s.writeIntents, weight: func(*job.CancelIntent) int { return 32 }}
 	s.metrics = newMetrics(cfg.Registerer, s)
 	s.setAway("nothing has connected to it yet")
 	return s, nil
