@@ -187,6 +187,7 @@ func TestStoresIdle(t *testing.T) {
 	schedules, d := full(10_000, 500), time.Duration(full(60, 10))*time.Second
 	c := newCluster(t, shape{nodes: 3, workers: 2, slots: slots, stores: true, quiet: true})
 	c.start()
+	c.awaitWhole()
 	var all []*job.Document
 	for i := range schedules {
 		all = append(all, &job.Document{Name: fmt.Sprintf("leap-%05d", i), Schedule: &job.Schedule{Cron: "0 0 29 2 *"}, Exec: &job.Exec{Command: []string{nothing}}})

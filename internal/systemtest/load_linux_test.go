@@ -202,13 +202,16 @@ func (l *load) submitTogether(s submission, key string, callers int) map[job.Run
 	}
 	close(begin)
 	ids := map[job.RunID]int{}
+	others := map[string]int{}
 	for range callers {
-		switch op := <-told; {
-		case op.Outcome == checker.OK:
+		if op := <-told; op.Outcome == checker.OK {
 			ids[op.Answer.ID]++
-		default:
-			l.t.Errorf("a submission with a key was answered %s: %d %s", op.Outcome, op.Status, op.Problem)
+		} else {
+			others[fmt.Sprintf("%s: %d %s", op.Outcome, op.Status, op.Problem)]++
 		}
+	}
+	for answer, n := range others {
+		l.t.Errorf("%d of %d submissions with one key were answered %s", n, callers, answer)
 	}
 	return ids
 }

@@ -26,8 +26,9 @@ func (c *cluster) arm(n *process, order string) {
 		if ended(n) {
 			return true
 		}
+		var said string
 		l := c.leader()
-		return c.votes(l, n) && c.votes(n, n)
+		return c.votes(l, n) && c.votes(n, n) && c.call(n, http.MethodGet, "/readyz", &said) == nil
 	})
 }
 

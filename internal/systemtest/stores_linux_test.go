@@ -305,6 +305,7 @@ func TestStoresOneKey(t *testing.T) {
 	const callers = 200
 	c := newCluster(t, shape{nodes: 3, workers: 1, slots: slots, stores: true, quiet: true})
 	c.start()
+	c.awaitWhole()
 	c.load.http.Timeout = 30 * time.Second
 	c.load.http.Transport.(*http.Transport).MaxIdleConnsPerHost = callers
 	n := full(10, 2)
