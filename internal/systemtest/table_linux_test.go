@@ -58,7 +58,7 @@ func printTable() {
 	for _, r := range table.rows {
 		name := r[0]
 		for line := range strings.SplitSeq(r[1], "\n") {
-			fmt.Fprintf(os.Stdout, "%-22s %s\n", name, line)
+			fmt.Fprintf(os.Stdout, "%-30s %s\n", name, line)
 			name = ""
 		}
 	}
