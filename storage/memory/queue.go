@@ -328,11 +328,11 @@ func (q *Queue) Reset(_ context.Context, epoch job.Epoch) error {
 	return nil
 }
 
-// Len answers how many entries there are.
-func (q *Queue) Len() int {
+// Len answers how many entries there are, and in how many lanes.
+func (q *Queue) Len() (entries, lanes int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return len(q.items)
+	return len(q.items), len(q.lanes)
 }
 
 // Entries answers all entries, in no order: what a copy of the queue is made of.

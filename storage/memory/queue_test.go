@@ -57,8 +57,8 @@ func TestTotal(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if q.Len() != 10 || len(left) != len(all)-10 {
-				t.Errorf("of %d entries %d stay and %d are left, want 10 to stay", len(all), q.Len(), len(left))
+			if n, _ := q.Len(); n != 10 || len(left) != len(all)-10 {
+				t.Errorf("of %d entries %d stay and %d are left, want 10 to stay", len(all), n, len(left))
 			}
 			if d := cmp.Diff(c.want, depths(q)); c.want != nil && d != "" {
 				t.Errorf("lanes (-want +got):\n%s", d)
@@ -86,7 +86,7 @@ func TestTotalMakesRoom(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if q.Len() != 310 {
-		t.Fatalf("%d entries stay, want 310", q.Len())
+	if n, lanes := q.Len(); n != 310 || lanes != 7 {
+		t.Fatalf("%d entries stay in %d lanes, want 310 in 7", n, lanes)
 	}
 }

@@ -2,9 +2,11 @@ package mirror
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/musterhq/muster/job"
+	"github.com/musterhq/muster/storage/redis"
 )
 
 // Run brings what no pop took along, compares now and then, and goes back to a remote queue that could not be used. It
@@ -81,14 +83,17 @@ func (q *Queue) compare(ctx context.Context) {
 		q.mu.Unlock()
 		return
 	}
-	s, epoch, now, total, sample := q.take(), q.epoch, q.now, q.local.Len(), q.local.Sample(compareLanes)
+	s, epoch, now, sample := q.take(), q.epoch, q.now, q.local.Sample(compareLanes)
+	var here redis.Depths
+	here.Entries, here.Lanes = q.local.Len()
 	q.mu.Unlock()
 	if len(s.Push)+len(s.Remove) > 0 {
 		_ = q.step(ctx, epoch, now, s, nil)
 	}
 	lanes := make([]job.LaneKey, 0, len(sample))
-	for k := range sample {
+	for k, n := range sample {
 		lanes = append(lanes, k)
+		here.Of = append(here.Of, n)
 	}
 	q.mu.Lock()
 	using := q.state == used && q.epoch == epoch
@@ -96,16 +101,11 @@ func (q *Queue) compare(ctx context.Context) {
 	if !using {
 		return
 	}
-	there, depths, err := q.remote.Depths(context.WithoutCancel(ctx), epoch, lanes)
-	if err != nil {
+	there, err := q.remote.Depths(context.WithoutCancel(ctx), epoch, lanes)
+	switch {
+	case err != nil:
 		_ = q.failed(ctx, causeOf(err), err)
-		return
-	}
-	equal := there == total
-	for i, k := range lanes {
-		equal = equal && depths[i] == sample[k]
-	}
-	if !equal {
-		_ = q.failed(ctx, differs, job.Errorf(job.Unavailable, "queue_lost", "redis holds %d entries, memory %d, or they are not in the same lanes", there, total))
+	case there.Entries != here.Entries || there.Lanes != here.Lanes || !slices.Equal(there.Of, here.Of):
+		_ = q.failed(ctx, differs, job.Errorf(job.Unavailable, "queue_lost", "redis holds %d entries in %d lanes, memory %d in %d, or they are not in the same lanes", there.Entries, there.Lanes, here.Entries, here.Lanes))
 	}
 }

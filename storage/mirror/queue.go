@@ -40,7 +40,7 @@ type Remote interface {
 	Raise(ctx context.Context, epoch job.Epoch) (job.Epoch, error)
 	Reset(ctx context.Context, epoch job.Epoch) error
 	Step(ctx context.Context, epoch job.Epoch, now job.Instant, s redis.Step) (popped, left []job.QueueEntry, err error)
-	Depths(ctx context.Context, epoch job.Epoch, lanes []job.LaneKey) (total int, depths []int, err error)
+	Depths(ctx context.Context, epoch job.Epoch, lanes []job.LaneKey) (redis.Depths, error)
 }
 
 // Config is what a mirror is made of.
@@ -174,7 +174,8 @@ func (q *Queue) fill(ctx context.Context) (stands job.Epoch, err error) {
 		return epoch, nil
 	}
 	if q.state == unused {
-		q.logger.Info("the queue is in redis again", "entries", q.local.Len(), "why", q.why, "after", time.Since(q.since).Round(time.Millisecond))
+		entries, _ := q.local.Len()
+		q.logger.Info("the queue is in redis again", "entries", entries, "why", q.why, "after", time.Since(q.since).Round(time.Millisecond))
 	}
 	q.pending = map[job.RunID]change{}
 	for _, e := range q.local.Entries() {
@@ -264,7 +265,7 @@ func (q *Queue) Remove(ctx context.Context, epoch job.Epoch, ids []job.RunID) er
 
 // noted follows on a change of pending. mu is held.
 func (q *Queue) noted() {
-	if len(q.pending) > q.local.Len()+maxBehind {
+	if entries, _ := q.local.Len(); len(q.pending) > entries+maxBehind {
 		q.leave(behind, nil)
 	}
 	q.kick()

@@ -151,3 +151,13 @@ func (c *Client) scrub(s string) string {
 func (c *Client) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, c.timeout)
 }
+
+// Ping tells whether Redis answers.
+func (c *Client) Ping(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	if err := c.redis.Ping(ctx).Err(); err != nil {
+		return c.failed(err)
+	}
+	return nil
+}

@@ -241,37 +241,42 @@ func (q *Queue) Holds(ctx context.Context, ids []job.RunID) ([]bool, error) {
 	return out, nil
 }
 
-// Depths answers how many entries there are in all, and in each of the lanes. Unlike Lanes, it finds out when the queue is
-// lost.
-func (q *Queue) Depths(ctx context.Context, epoch job.Epoch, lanes []job.LaneKey) (total int, depths []int, err error) {
+// Depths is how much is queued: in all, and in some lanes.
+type Depths struct {
+	Entries, Lanes int
+	Of             []int // of each lane asked for
+}
+
+// Depths counts what is queued. Unlike Lanes, it finds out when the queue is lost.
+func (q *Queue) Depths(ctx context.Context, epoch job.Epoch, lanes []job.LaneKey) (Depths, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	prefix, err := q.client.prefix()
 	if err != nil {
-		return 0, nil, err
+		return Depths{}, err
 	}
 	if q.reign == "" {
-		return 0, nil, q.lost()
+		return Depths{}, q.lost()
 	}
 	args := append(make([]any, 0, 2+len(lanes)), epochText(epoch), token(q.reign, q.number))
 	for _, k := range lanes {
 		args = append(args, string(k))
 	}
-	answer, err := q.run(ctx, depthsScript, []string{prefix + "queue", prefix + "runs", prefix + "r:", prefix + "d:"}, args...)
+	answer, err := q.run(ctx, depthsScript, allKeys(prefix), args...)
+	if err == nil {
+		err = q.judge(answer, epoch)
+	}
+	if err == nil && len(answer) != 3+len(lanes) {
+		err = q.strange()
+	}
 	if err != nil {
-		return 0, nil, err
+		return Depths{}, err
 	}
-	if err := q.judge(answer, epoch); err != nil {
-		return 0, nil, err
+	d := Depths{Entries: number(answer, 1), Lanes: number(answer, 2), Of: make([]int, len(lanes))}
+	for i := range d.Of {
+		d.Of[i] = number(answer, 3+i)
 	}
-	if len(answer) != 2+len(lanes) {
-		return 0, nil, q.strange()
-	}
-	depths = make([]int, len(lanes))
-	for i := range depths {
-		depths[i] = number(answer, 2+i)
-	}
-	return number(answer, 1), depths, nil
+	return d, nil
 }
 
 // Reset implements storage.Queue. It takes a round trip for each thousand lanes.
@@ -296,7 +301,7 @@ func (q *Queue) write(ctx context.Context, s *goredis.Script, epoch job.Epoch, a
 		return nil, q.lost()
 	}
 	args[0], args[1], args[2] = epochText(epoch), token(q.reign, q.number), token(q.reign, q.number+1)
-	answer, err := q.run(ctx, s, []string{prefix + "queue", prefix + "runs", prefix + "lanes", prefix + "r:", prefix + "d:"}, args...)
+	answer, err := q.run(ctx, s, allKeys(prefix), args...)
 	if err == nil {
 		err = q.judge(answer, epoch)
 	}
@@ -307,6 +312,11 @@ func (q *Queue) write(ctx context.Context, s *goredis.Script, epoch job.Epoch, a
 		q.reign = ""
 	}
 	return answer, err
+}
+
+// allKeys are the KEYS of step, reset and depths.
+func allKeys(prefix string) []string {
+	return []string{prefix + "queue", prefix + "runs", prefix + "lanes", prefix + "r:", prefix + "d:"}
 }
 
 // run sends a script.

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
 	"github.com/musterhq/muster/internal/servers"
@@ -82,7 +83,7 @@ func TestANewerLeaderFences(t *testing.T) {
 		"pop":    func() error { _, err := older.Pop(ctx, 1, t0, []job.LaneWant{{Lane: "a", Max: 9}}); return err },
 		"remove": func() error { return older.Remove(ctx, 1, []job.RunID{entry(1, "a").RunID}) },
 		"reset":  func() error { return older.Reset(ctx, 1) },
-		"depths": func() error { _, _, err := older.Depths(ctx, 1, nil); return err },
+		"depths": func() error { _, err := older.Depths(ctx, 1, nil); return err },
 	}
 	for what, call := range calls {
 		expect(t, what, call(), job.Fenced, "old_epoch")
@@ -173,7 +174,7 @@ func TestLost(t *testing.T) {
 			expect(t, "pop", err, job.Unavailable, "queue_lost")
 			expect(t, "remove", q.Remove(ctx, 5, []job.RunID{entry(1, "a").RunID}), job.Unavailable, "queue_lost")
 			expect(t, "reset", q.Reset(ctx, 5), job.Unavailable, "queue_lost")
-			_, _, err = q.Depths(ctx, 5, nil)
+			_, err = q.Depths(ctx, 5, nil)
 			expect(t, "depths", err, job.Unavailable, "queue_lost")
 			if after := size(); after != before {
 				t.Errorf("%s entries became %s", before, after)
@@ -381,8 +382,14 @@ func TestManyAtOnce(t *testing.T) {
 	if err := q.Remove(ctx, 1, ids); err != nil {
 		t.Fatal(err)
 	}
-	if total, depths, err := q.Depths(ctx, 1, []job.LaneKey{"a", "b"}); err != nil || total != 0 || depths[0] != 0 || depths[1] != 0 {
-		t.Fatal(total, depths, err)
+	if d, err := q.Depths(ctx, 1, []job.LaneKey{"a", "b"}); err != nil || !cmp.Equal(d, redis.Depths{Of: []int{0, 0}}) {
+		t.Fatal(d, err)
+	}
+	if _, err := q.Push(ctx, 1, t0, []job.QueueEntry{entry(1, "a"), entry(2, "b"), entry(3, "b")}); err != nil {
+		t.Fatal(err)
+	}
+	if d, err := q.Depths(ctx, 1, []job.LaneKey{"b", "c"}); err != nil || !cmp.Equal(d, redis.Depths{Entries: 3, Lanes: 2, Of: []int{2, 0}}) {
+		t.Fatal(d, err)
 	}
 }
 

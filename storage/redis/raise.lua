@@ -5,6 +5,9 @@
 -- ARGV  1 epoch  2 token of the state after this
 -- Answers {'ok', epoch}, or {'fenced', the higher epoch that stands} and changes nothing.
 
+if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then -- foreign hands, or none
+  redis.call('UNLINK', KEYS[1])
+end
 local stands = redis.call('HGET', KEYS[1], 'epoch')
 if stands and tonumber(stands) > tonumber(ARGV[1]) then
   return {'fenced', stands}

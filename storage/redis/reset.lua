@@ -15,6 +15,10 @@ if state[1] ~= ARGV[1] or state[2] ~= ARGV[2] then
 end
 redis.call('HSET', KEYS[1], 'token', ARGV[3])
 redis.call('UNLINK', KEYS[2])
+if redis.call('TYPE', KEYS[3]).ok ~= 'set' then -- foreign hands, or none
+  redis.call('UNLINK', KEYS[3])
+  return {'ok', 0}
+end
 for _, lane in ipairs(redis.call('SPOP', KEYS[3], ARGV[4])) do
   redis.call('UNLINK', KEYS[4] .. lane, KEYS[5] .. lane)
 end
