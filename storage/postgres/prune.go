@@ -20,7 +20,7 @@ const (
 	// pruneScan is how many rows one transaction of a walk looks at.
 	pruneScan = 20_000
 	// pruneTime is for how long one Prune begins new steps.
-	pruneTime = time.Second
+	pruneTime = 3 * time.Second
 	// lookAgain is for how long nobody looks when nothing was old, housekeepEvery how often what grows slowly is looked at,
 	// and ddlPause for how long nothing is done to partitions when their tables could not be locked: each try holds up
 	// everybody for as long as it waits.
@@ -68,7 +68,7 @@ func (s *Store) Prune(ctx context.Context, epoch job.Epoch, before job.Instant, 
 	if before < p.quietUntil && before >= p.quietUntil.Add(-lookAgain) || limit <= 0 {
 		return 0, nil
 	}
-	r := &round{Store: s, pruning: p, epoch: epoch, before: before, left: limit, until: time.Now().Add(pruneTime)}
+	r := &round{Store: s, pruning: p, epoch: epoch, before: before, left: limit, began: time.Now()}
 	if err := r.run(ctx); err != nil {
 		return r.dropped, err
 	}
@@ -86,7 +86,7 @@ type round struct {
 	epoch  job.Epoch
 	before job.Instant
 	left   int       // rows that may still go
-	until  time.Time // no new step begins after it
+	began  time.Time
 
 	dropped    int
 	unfinished bool // there is more to look at
@@ -97,24 +97,26 @@ func (r *round) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if r.makePartitions(ctx, list) {
-		if list, err = r.partitions(ctx); err != nil {
-			return err
-		}
-	}
 	for _, p := range list {
 		if p.parent == "attempts" || !p.isDefault() && p.from >= r.before {
 			continue
 		}
-		if r.left <= 0 || time.Now().After(r.until) {
+		if r.left <= 0 || r.late() {
 			r.unfinished = true
-			return nil
+			break
 		}
 		if err := r.partition(ctx, &p, list); err != nil {
 			return err
 		}
 	}
+	r.makePartitions(ctx, list)
 	return r.housekeeping(ctx)
+}
+
+// late tells whether no new step should begin: soon after something was dropped, and in any case in the end.
+func (r *round) late() bool {
+	spent := time.Since(r.began)
+	return spent > pruneTime || r.dropped > 0 && spent > pruneTime/3
 }
 
 // partition prunes one partition.
@@ -170,7 +172,7 @@ func (r *round) rows(ctx context.Context, p *partition) (dropped int, err error)
 		if !more {
 			return dropped, nil
 		}
-		if time.Now().After(r.until) {
+		if r.late() {
 			r.unfinished = true
 			return dropped, nil
 		}
@@ -253,7 +255,7 @@ func (r *round) findKept(ctx context.Context, p *partition) (done bool, err erro
 		w = &walk{since: r.before}
 		r.walks[p.name] = w
 	}
-	for !time.Now().After(r.until) {
+	for !r.late() {
 		var n int
 		var last *[16]byte
 		var kept [][16]byte

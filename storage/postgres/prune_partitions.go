@@ -63,23 +63,21 @@ next:
 	return spans
 }
 
-// makePartitions makes those that are missing, ahead of the time when they are needed, and tells whether there are new
-// ones. Without them rows go to the default partition, which costs speed and nothing else; so a failure is only logged.
-func (r *round) makePartitions(ctx context.Context, list []partition) (made bool) {
+// makePartitions makes those that are missing, ahead of the time when they are needed. Without them rows go to the
+// default partition, which costs speed and nothing else; so a failure is only logged.
+func (r *round) makePartitions(ctx context.Context, list []partition) {
 	if r.before < r.ddlAfter && r.before >= r.ddlAfter.Add(-ddlPause) {
-		return false
+		return
 	}
 	for _, parents := range [][]string{{"runs", "attempts"}, {"ticks"}} {
 		for _, one := range r.missing(parents[0], list) {
 			err := r.fenced(ctx, r.epoch, func(ctx context.Context, tx pgx.Tx) error { return makePartition(ctx, tx, one, parents...) })
 			if err != nil {
 				r.ddlFailed("make", parents[0], one.from, err)
-				return made
+				return
 			}
-			made = true
 		}
 	}
-	return made
 }
 
 // ddlFailed notes that partitions are better left alone for a while.

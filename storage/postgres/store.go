@@ -153,8 +153,13 @@ func (s *Store) use(ctx context.Context, p purpose, do func(ctx context.Context,
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	err := l.pools[p].AcquireFunc(ctx, func(c *pgxpool.Conn) error { return do(ctx, c.Conn()) })
-	if err == nil {
+	c, err := l.pools[p].Acquire(ctx)
+	if err != nil {
+		l.suspect()
+		return s.unreached(l, p, err)
+	}
+	defer c.Release()
+	if err = do(ctx, c.Conn()); err == nil {
 		l.succeeded()
 		return nil
 	}
@@ -164,6 +169,23 @@ func (s *Store) use(ctx context.Context, p purpose, do func(ctx context.Context,
 		l.succeeded() // it answered
 	}
 	mapped := mapError(err)
+	s.metrics.failed(p, mapped)
+	return mapped
+}
+
+// unreached is the error of a call that got no connection, and so did nothing.
+func (s *Store) unreached(l *life, p purpose, err error) error {
+	var mapped error
+	switch {
+	case errors.As(err, new(*job.Error)):
+		mapped = mapError(err)
+	case s.life.Load() != l: // it ended meanwhile, and its pools were closed
+		mapped = s.unavailable()
+	case errors.Is(err, context.DeadlineExceeded) && l.pools[p].Stat().AcquiredConns() >= l.pools[p].Config().MaxConns:
+		mapped = away(err, "all "+p.String()+" connections to Postgres are busy")
+	default:
+		mapped = away(err, sentence(err))
+	}
 	s.metrics.failed(p, mapped)
 	return mapped
 }
