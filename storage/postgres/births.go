@@ -80,10 +80,11 @@ type brood struct {
 	runs     []*job.Run
 	receipts []job.Receipt
 	owners   map[keyName]keyOwner // of the keys that were asked for, those whose owner is known
-	leads    []int                // of each of later the one before it with the same id or key
+	leads    []int                // of each of the others the first with the same id or key
 }
 
-// firsts splits births into those whose id and key are the first of their kind, and the others, which have a lead each.
+// firsts splits births into those whose id and key are the first of their kind, and the others, which have a lead each. A
+// lead may be among the others itself.
 func (b *brood) firsts(open []int) (first, later []int) {
 	ids := make(map[job.RunID]int, len(open))
 	keys := map[keyName]int{}
@@ -95,11 +96,13 @@ func (b *brood) firsts(open []int) (first, later []int) {
 		}
 		if repeated {
 			later, b.leads = append(later, i), append(b.leads, lead)
-			continue
+		} else {
+			first = append(first, i)
 		}
-		first = append(first, i)
-		ids[r.ID] = i
-		if r.Key != "" {
+		if _, ok := ids[r.ID]; !ok {
+			ids[r.ID] = i
+		}
+		if _, ok := keys[nameOfKey(r)]; !ok && r.Key != "" {
 			keys[nameOfKey(r)] = i
 		}
 	}
