@@ -43,16 +43,20 @@ type Store interface {
 }
 
 const (
-	// maxLoad bounds the entries of one read, and maxLanes its lanes.
-	maxLoad  = 5000
+	// maxLanes bounds the lanes of one read.
 	maxLanes = 250
-	// minLoad is what a lane is asked for at least: a queue with less room than that is for tests.
-	minLoad = 20
-	// maxAside bounds what is pushed behind the end of one lane while that lane is being read.
-	maxAside = 1000
-	// fullPause is how long a lane is left alone that the queue has no room for at all.
-	fullPause = time.Second
+	// fullPause is how long a lane is left alone that the queue has no room for at all, being full of others.
+	fullPause = 100 * time.Millisecond
 )
+
+// sizes are as production has them but in tests.
+type sizes struct {
+	load  int // entries of one read, at most
+	least int // entries that a lane is asked for at least, however many others are read with it
+	aside int // what is kept of that which is pushed behind the end of one lane while that lane is read
+}
+
+var usual = sizes{load: 5000, least: 20, aside: 1000}
 
 // Config is what a loader works with.
 type Config struct {
@@ -73,6 +77,7 @@ type Config struct {
 // Loader is a queue to the parts of one term. It is safe for concurrent use; Step is called by one goroutine.
 type Loader struct {
 	Config
+	sizes
 	trouble pace.Trouble
 	signal  chan struct{}
 
@@ -95,7 +100,8 @@ type lane struct {
 
 	room  int         // how many the last read had room for in the queue; 0: for all
 	most  int         // how many were ready at most since
-	tryAt job.Instant // not before: the queue had no room at all
+	vain  bool        // the queue had room for none: it holds earlier ones, or none of this lane at all
+	tryAt job.Instant // not before
 
 	due   []job.Instant // full seconds in which entries become ready that the queue left, ascending
 	again *place        // the lane is being read anew, and this far
@@ -131,7 +137,7 @@ func (p place) before() place {
 
 // New makes a loader for a queue that is empty.
 func New(c Config) *Loader {
-	return &Loader{Config: c, swept: !c.Ordered, lanes: map[job.LaneKey]*lane{}, signal: make(chan struct{}, 1),
+	return &Loader{Config: c, sizes: usual, swept: !c.Ordered, lanes: map[job.LaneKey]*lane{}, signal: make(chan struct{}, 1),
 		trouble: pace.Trouble{Logger: c.Logger, What: "reading the backlog"}}
 }
 
@@ -208,7 +214,7 @@ func (l *Loader) admits(e *job.QueueEntry) bool {
 	case !ln.loaded && !ln.reading:
 		l.want(ln)
 	case !ln.reading:
-	case len(ln.aside) < maxAside:
+	case len(ln.aside) < l.sizes.aside:
 		ln.aside = append(ln.aside, *e)
 	case ln.missed == nil || p.compare(*ln.missed) < 0:
 		ln.missed = &p
@@ -315,6 +321,10 @@ func (ln *lane) next(at job.Instant) job.Instant {
 // of what was there after the last read.
 func (l *Loader) check(ln *lane, ready int, now job.Instant) {
 	ln.most = max(ln.most, ready)
+	if ln.vain && ready == 0 {
+		ln.tryAt = now.Add(fullPause)
+	}
+	ln.vain = false
 	switch {
 	case !ln.loaded, ln.again != nil, len(ln.due) > 0 && ln.due[0] <= now:
 		l.want(ln)

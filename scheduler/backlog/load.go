@@ -47,9 +47,9 @@ func (l *Loader) begin(now job.Instant) (lanes []*lane, wants []job.LaneAfter, a
 	}
 	l.wants = rest
 	for _, ln := range lanes {
-		w := job.LaneAfter{Lane: ln.key, Order: ln.end.order, After: ln.end.id, Max: max(minLoad, maxLoad/len(lanes))}
+		w := job.LaneAfter{Lane: ln.key, Order: ln.end.order, After: ln.end.id, Max: max(l.least, l.load/len(lanes))}
 		if ln.room > 0 {
-			w.Max = min(w.Max, max(minLoad, ln.room))
+			w.Max = min(w.Max, max(l.least, ln.room))
 		}
 		if anew {
 			for len(ln.due) > 0 && ln.due[0] <= now {
@@ -100,8 +100,9 @@ func (l *Loader) finish(ctx context.Context, lanes []*lane, wants []job.LaneAfte
 			if ln.again = &reached; !full || reached.compare(ln.end) >= 0 {
 				ln.again = nil
 			}
+			mine = upTo(mine, ln.end)
 		} else {
-			mine = l.readOn(ln, mine, reached, full)
+			mine = ln.readOn(mine, place{wants[i].Order, wants[i].After}, reached, full)
 		}
 		k, room, err := l.offer(ctx, ln, mine, now, until)
 		if err != nil {
@@ -116,9 +117,7 @@ func (l *Loader) finish(ctx context.Context, lanes []*lane, wants []job.LaneAfte
 			ln.again = nil
 		}
 		ln.most, ln.room = 0, room
-		if !anew && !ln.whole && ln.end.compare(was.end) <= 0 {
-			ln.tryAt = now.Add(fullPause)
-		}
+		ln.vain = !anew && !ln.whole && ln.end.compare(was.end) <= 0
 		l.forget(ln)
 	}
 	if offered > 0 {
@@ -127,23 +126,25 @@ func (l *Loader) finish(ctx context.Context, lanes []*lane, wants []job.LaneAfte
 	return nil
 }
 
-// readOn moves the end of a lane to the last that was read, and answers what is to be offered: that, and what was pushed
-// meanwhile.
-func (l *Loader) readOn(ln *lane, read []job.QueueEntry, reached place, full bool) []job.QueueEntry {
-	if ln.missed != nil && ln.missed.compare(reached) <= 0 {
-		// What was pushed meanwhile and could not be kept is in the store, and may be missing from what was read.
-		reached, full = ln.missed.before(), true
-	}
-	aside := ln.aside
-	ln.loaded, ln.whole, ln.end = true, !full, reached
+// readOn moves the end of a lane from where the read began to the last that was read, and answers what is to be offered:
+// that, and what was pushed meanwhile.
+func (ln *lane) readOn(read []job.QueueEntry, from, reached place, full bool) []job.QueueEntry {
+	aside, missed := ln.aside, ln.missed
 	ln.reading, ln.aside, ln.missed = false, nil, nil
-	out := slices.Clone(read)
-	for i := range aside {
-		if p := placeOf(&aside[i]); p.compare(reached) <= 0 {
-			out = append(out, aside[i])
-		}
+	if ln.loaded && ln.end != from {
+		return nil // the queue left entries before it meanwhile: it is full, and the end is there
 	}
-	return slices.DeleteFunc(out, func(e job.QueueEntry) bool { return placeOf(&e).compare(reached) > 0 })
+	if missed != nil && missed.compare(reached) <= 0 {
+		// What was pushed meanwhile and could not be kept is in the store, and may be missing from what was read.
+		reached, full = missed.before(), true
+	}
+	ln.loaded, ln.whole, ln.end = true, !full, reached
+	return upTo(append(slices.Clone(read), aside...), reached)
+}
+
+// upTo answers the entries up to a place.
+func upTo(entries []job.QueueEntry, end place) []job.QueueEntry {
+	return slices.DeleteFunc(entries, func(e job.QueueEntry) bool { return placeOf(&e).compare(end) > 0 })
 }
 
 // offer pushes what the queue does not hold and nobody works on, and tells how many that were and for how many the queue

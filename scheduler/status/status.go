@@ -75,7 +75,8 @@ func (k *Keeper) Step(ctx context.Context) {
 	var unread []job.RunID
 	for i := range leases {
 		l := &leases[i]
-		if now.Sub(l.GrantedAt) < After {
+		// The row of a run that is being stopped shows a cancel intent, which the lease's copy of it does not.
+		if now.Sub(l.GrantedAt) < After || l.Stopping != job.NoReason {
 			continue
 		}
 		live[l.RunID] = true
