@@ -148,19 +148,22 @@ type Cluster interface {
 
 // ClusterStatus is GET /v1/cluster.
 type ClusterStatus struct {
-	ID          string       `json:"id"`
-	Node        string       `json:"node"` // the one that answers
-	Version     string       `json:"version"`
-	Leader      string       `json:"leader,omitempty"`
-	Epoch       job.Epoch    `json:"epoch"`
-	Term        uint64       `json:"term,omitempty" doc:"of Raft"`
-	CommitIndex uint64       `json:"commit_index,omitempty" doc:"of Raft, as the leader has it"`
-	Store       string       `json:"store"` // embedded, moving or postgres (S11)
-	Outage      bool         `json:"outage"`
-	Maintenance bool         `json:"maintenance"`
-	Nodes       []NodeStatus `json:"nodes"`
-	Quorum      Quorum       `json:"quorum"`          // filled in by the API from Nodes and Leader
-	Usage       *job.Usage   `json:"usage,omitempty"` // filled in by the API from the store
+	ID           string       `json:"id"`
+	Node         string       `json:"node"` // the one that answers
+	Version      string       `json:"version"`
+	Leader       string       `json:"leader,omitempty"`
+	Epoch        job.Epoch    `json:"epoch"`
+	Term         uint64       `json:"term,omitempty" doc:"of Raft"`
+	CommitIndex  uint64       `json:"commit_index,omitempty" doc:"of Raft, as the leader has it"`
+	Store        string       `json:"store"` // embedded, moving or postgres (S11)
+	Outage       bool         `json:"outage" doc:"the store is out of reach, as the answering node sees it"`
+	OutageReason string       `json:"outage_reason,omitempty" doc:"one sentence"`
+	Queue        string       `json:"queue,omitempty" doc:"where the queue is: memory or redis"`
+	QueueOutage  bool         `json:"queue_outage,omitempty" doc:"Redis is out of reach, as the answering node sees it; the leader's memory is the queue meanwhile"`
+	Maintenance  bool         `json:"maintenance"`
+	Nodes        []NodeStatus `json:"nodes"`
+	Quorum       Quorum       `json:"quorum"`          // filled in by the API from Nodes and Leader
+	Usage        *job.Usage   `json:"usage,omitempty"` // filled in by the API from the store
 }
 
 // NodeStatus is one scheduler process. The leader knows of the others; what it cannot know of a node that does not answer is

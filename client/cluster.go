@@ -75,19 +75,22 @@ func (c *Client) Join(ctx context.Context, q JoinRequest) (*JoinAnswer, error) {
 
 // ClusterStatus describes the cluster as the node that answers sees it.
 type ClusterStatus struct {
-	ID          string       `json:"id"`
-	Node        string       `json:"node"`
-	Version     string       `json:"version"`
-	Leader      string       `json:"leader"`
-	Epoch       job.Epoch    `json:"epoch"`
-	Term        uint64       `json:"term"`
-	CommitIndex uint64       `json:"commit_index"`
-	Store       string       `json:"store"` // embedded, moving or postgres
-	Outage      bool         `json:"outage"`
-	Maintenance bool         `json:"maintenance"`
-	Nodes       []NodeStatus `json:"nodes"`
-	Quorum      Quorum       `json:"quorum"`
-	Usage       *job.Usage   `json:"usage"`
+	ID           string       `json:"id"`
+	Node         string       `json:"node"`
+	Version      string       `json:"version"`
+	Leader       string       `json:"leader"`
+	Epoch        job.Epoch    `json:"epoch"`
+	Term         uint64       `json:"term"`
+	CommitIndex  uint64       `json:"commit_index"`
+	Store        string       `json:"store"`  // embedded, moving or postgres
+	Outage       bool         `json:"outage"` // the store is out of reach of Node
+	OutageReason string       `json:"outage_reason"`
+	Queue        string       `json:"queue"` // memory or redis
+	QueueOutage  bool         `json:"queue_outage"`
+	Maintenance  bool         `json:"maintenance"`
+	Nodes        []NodeStatus `json:"nodes"`
+	Quorum       Quorum       `json:"quorum"`
+	Usage        *job.Usage   `json:"usage"`
 }
 
 // NodeStatus is one scheduler process.

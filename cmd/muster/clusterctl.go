@@ -123,8 +123,18 @@ func (c *cli) clusterSheet(s *client.ClusterStatus) *sheet {
 	store := cell{text: s.Store}
 	if s.Outage {
 		store = cell{s.Store + ", out of reach", "31"}
+		if s.OutageReason != "" {
+			store.text += ": " + s.OutageReason
+		}
 	}
 	w.add("Store", store)
+	if s.Queue != "" && s.Queue != "memory" {
+		queue := cell{text: s.Queue}
+		if s.QueueOutage {
+			queue = cell{s.Queue + ", out of reach; the leader's memory stands in for it", "33"}
+		}
+		w.add("Queue", queue)
+	}
 	if s.Maintenance {
 		w.add("Maintenance", cell{"on: no ticks, no new attempts", "33"})
 	}

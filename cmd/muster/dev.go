@@ -30,6 +30,7 @@ type devFlags struct {
 	data, http  string
 	workerSlots int
 	noWorker    bool
+	stores      storeFlags
 	log         logFlags
 }
 
@@ -49,6 +50,7 @@ func (c *cli) devCommand() *cobra.Command {
 	fs.StringVar(&f.http, "http", "127.0.0.1:8080", "`HOST:PORT` of the API; port 0 takes a free one")
 	fs.IntVar(&f.workerSlots, "worker-slots", 0, "`N` slots: how much runs at once (default: the number of CPUs)")
 	fs.BoolVar(&f.noWorker, "no-worker", false, "a node only; start workers yourself")
+	f.stores.add(fs)
 	f.log.add(fs, "warn")
 	return cmd
 }
@@ -67,6 +69,10 @@ func (c *cli) dev(ctx context.Context, f devFlags) error {
 	o := app.Options{
 		DataDir: f.data, HTTP: f.http, LocalOnly: true, Version: thisBuild().Version, Logger: logger,
 		WorkEnv: c.env, Ready: func(url string) { c.devBanner(url, f) },
+	}
+	f.stores.apply(&o)
+	if err := o.Validate(); err != nil {
+		return asFlag(err)
 	}
 	if !f.noWorker {
 		o.Worker = &app.WorkerOptions{Slots: f.workerSlots}

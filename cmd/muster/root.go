@@ -109,7 +109,7 @@ func (c *cli) rootCommand() *cobra.Command {
 	}{
 		{groupRun, c.processCommands()},
 		{groupWork, c.workCommands()},
-		{groupOther, []*cobra.Command{c.benchCommand(), c.versionCommand(), c.completionCommand()}},
+		{groupOther, []*cobra.Command{c.migrateCommand(), c.benchCommand(), c.versionCommand(), c.completionCommand()}},
 	} {
 		for _, cmd := range g.commands {
 			cmd.GroupID = g.id

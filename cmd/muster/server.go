@@ -29,6 +29,10 @@ and gossip (TCP and UDP, from this port on) at --gossip. Where a node listens on
 0.0.0.0 or behind a translated address, --advertise says under which host the others
 reach it.
 
+Jobs and runs are kept in the nodes' own replicated state, or, with --postgres, in a
+PostgreSQL that all nodes share; with --redis the queue is in a Redis. A cluster keeps
+to the store it began with.
+
 Ctrl-C or SIGTERM stops it softly: it hands leadership over and ends its requests. What
 runs on workers goes on. A second Ctrl-C stops it at once.`
 
@@ -38,6 +42,7 @@ type serverFlags struct {
 	tls                                       string
 	insecure                                  bool
 	electionTimeout                           time.Duration
+	stores                                    storeFlags
 	log                                       logFlags
 }
 
@@ -58,6 +63,7 @@ func (c *cli) serverCommand() *cobra.Command {
 	fs.StringVar(&f.tls, "tls", "", "`DIR` with this node's certificates (see muster cluster init)")
 	fs.BoolVar(&f.insecure, "insecure", false, "no certificates and no credentials: whoever reaches its ports owns the cluster")
 	fs.DurationVar(&f.electionTimeout, "election-timeout", 0, "`DURATION` without a word of the leader before another is elected (default: 500ms)")
+	f.stores.add(fs)
 	f.log.add(fs, "info")
 	return cmd
 }
@@ -83,6 +89,7 @@ func (c *cli) server(ctx context.Context, f serverFlags) error {
 			fmt.Fprintf(c.stdout, "Muster %s: node %s is ready at %s, keeping its data in %s\n", thisBuild().Version, f.name, url, clean(f.data))
 		},
 	}
+	f.stores.apply(&o)
 	if o.Join, err = joinAddresses(f.join, f.tls != ""); err != nil {
 		return err
 	}

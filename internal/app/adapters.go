@@ -15,7 +15,7 @@ import (
 
 func (n *node) buildAPI() (err error) {
 	c := api.Config{
-		Store: freshStore{n.store, n.raft.CatchUp}, Schedules: schedules{n}, Leases: leases{n}, Leader: leader{n}, Flags: flags{n},
+		Store: n.apiStore(), Schedules: schedules{n}, Leases: leases{n}, Leader: leader{n}, Flags: flags{n},
 		Hints: hints{n}, Output: outputs{n}, Joiner: joiner{n}, Cluster: clusterView{n}, Admin: administer{n}, Snapshots: snapshots{n},
 		Metrics: n.metricsHandler(), Version: n.Version, Logger: n.Logger, Registerer: n.registry, Now: n.clock.Now,
 	}
@@ -24,6 +24,17 @@ func (n *node) buildAPI() (err error) {
 	}
 	n.api, err = api.New(c)
 	return err
+}
+
+// apiStore is the store as people are answered from it.
+func (n *node) apiStore() api.Store {
+	switch {
+	case n.postgres == nil:
+		return freshStore{n.store, n.raft.CatchUp}
+	case n.redis == nil:
+		return n.postgres
+	}
+	return cachedStore{n.postgres, n}
 }
 
 type schedules struct{ *node }
@@ -36,11 +47,17 @@ func (s schedules) PutSchedule(ctx context.Context, j *job.Job) error {
 	if !ticks {
 		return s.control.DropSchedule(ctx, j.ID, j.Version)
 	}
-	_, err = s.control.PutSchedule(ctx, mark)
+	mark, err = s.control.PutSchedule(ctx, mark)
 	if job.CodeOf(err) == job.Conflict {
 		return nil // a newer version ticks already
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	if err := s.store.StartVersion(ctx, j.ID, j.Version, mark.From); err != nil { // the leader tells it later
+		s.Logger.Warn("the store is told later since when a version ticks", "job", j.Name, "version", j.Version, "err", err)
+	}
+	return nil
 }
 
 func (s schedules) DropSchedule(ctx context.Context, j *job.Job) error {

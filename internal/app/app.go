@@ -71,6 +71,13 @@ func (n *node) serve(ctx context.Context) error {
 		return nil
 	})
 	g.Go(func() error { return n.raft.Run(run, n.lead) })
+	g.Go(func() error { return n.watchStore(run) })
+	if n.postgres != nil {
+		g.Go(func() error { return n.postgres.Serve(run) })
+	}
+	if n.mirror != nil {
+		g.Go(func() error { return n.mirror.Run(run) })
+	}
 	if n.port != nil {
 		g.Go(func() error { return n.port.Serve(run) })
 		g.Go(func() error { return n.bootstrap(run) })

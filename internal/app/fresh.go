@@ -4,14 +4,14 @@ import (
 	"context"
 
 	"github.com/musterhq/muster/job"
-	"github.com/musterhq/muster/storage/replicated"
+	"github.com/musterhq/muster/storage"
 )
 
 // freshStore answers "not found" only after this node has applied all that the cluster had committed when it was asked:
 // what another node accepted a moment ago is not denied here (S7). Where nobody can say what was committed, the answer is
 // Unavailable. Everything else is read as this node has it.
 type freshStore struct {
-	*replicated.Store
+	storage.Store
 	catchUp func(context.Context) error
 }
 

@@ -22,9 +22,16 @@ func (n *node) gateways() scheduler.Gateways {
 
 // lead is one reign: it returns when the term's work has wholly ended (L1).
 func (n *node) lead(ctx context.Context) error {
-	term, err := scheduler.Begin(ctx, scheduler.Config{
-		Control: n.control, Store: n.store, Queue: n.queue, Gateways: n.gateways(), Clock: systemClock{n.clock.Now, n.Elapsed},
-		Jitter: rand.Float64, Logger: n.Logger, History: n.History, Metrics: n.schedulerMetrics(),
+	if err := n.claim(ctx); err != nil {
+		return err
+	}
+	if err := n.agrees(); err != nil {
+		return err
+	}
+	term, err := n.beginTerm(ctx, scheduler.Config{
+		Control: n.control, Store: n.store, Queue: n.queue(), Gateways: n.gateways(), Clock: systemClock{n.clock.Now, n.Elapsed},
+		Jitter: rand.Float64, Logger: n.Logger, History: n.History, Metrics: n.schedulerMetrics(), Status: n.status(),
+		LoadLanes: n.postgres != nil,
 	})
 	if err != nil {
 		return err
@@ -44,6 +51,34 @@ func (n *node) lead(ctx context.Context) error {
 	return term.Run(ctx)
 }
 
+// beginTerm begins a term as soon as the store answers. Without it there is none: nobody could say what runs and what is due.
+func (n *node) beginTerm(ctx context.Context, c scheduler.Config) (*scheduler.Term, error) {
+	for said := false; ; {
+		term, err := scheduler.Begin(ctx, c)
+		if n.postgres == nil || job.CodeOf(err) != job.Unavailable && job.CodeOf(err) != job.Unknown {
+			return term, err
+		}
+		if !said {
+			n.Logger.Warn("this node leads, and begins to work when the store answers", "err", err)
+			said = true
+		}
+		n.begin() // requests are answered with what is wrong
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(250 * time.Millisecond):
+		}
+	}
+}
+
+// status is where the term keeps what runs now for readers, if there is such a place.
+func (n *node) status() scheduler.Status {
+	if n.redis == nil {
+		return nil
+	}
+	return n.running
+}
+
 // begin is called, perhaps more than once, when this node knows all that the cluster had accepted.
 func (n *node) begin() {
 	n.calm()
@@ -61,7 +96,12 @@ func (n *node) awaitReady(ctx context.Context) error {
 		if n.LocalOnly && n.term.Load() != nil || !n.LocalOnly && n.started.Load() {
 			return nil
 		}
-		if !n.LocalOnly && n.raft.CatchUp(ctx) == nil {
+		if err := n.agrees(); err != nil {
+			return err
+		}
+		// Until the first leader has said which store the cluster has, this node could take runs into another one.
+		decided := n.Postgres == "" || n.state.Store() != ""
+		if !n.LocalOnly && decided && n.raft.CatchUp(ctx) == nil {
 			if caughtUp.IsZero() {
 				caughtUp = time.Now()
 			}

@@ -22,8 +22,10 @@ import (
 	"github.com/musterhq/muster/internal/pki"
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/scheduler"
-	"github.com/musterhq/muster/storage/memory"
-	"github.com/musterhq/muster/storage/replicated"
+	"github.com/musterhq/muster/storage"
+	"github.com/musterhq/muster/storage/mirror"
+	"github.com/musterhq/muster/storage/postgres"
+	"github.com/musterhq/muster/storage/redis"
 	"github.com/musterhq/muster/worker/gateway"
 	"github.com/musterhq/muster/worker/gateway/output"
 	"github.com/musterhq/muster/worker/gateway/relay"
@@ -46,13 +48,17 @@ type node struct {
 	state   *fsm.State
 	raft    *cluster.Node
 	control *cluster.Control
-	store   *replicated.Store
-	queue   *memory.Queue
-	output  *output.Store
-	gateway *gateway.Gateway
-	hub     *relay.Hub // nil: alone
-	api     *api.API
-	gossip  atomic.Pointer[cluster.Gossip] // nil until the cluster's secret is known
+	store   storage.Store
+	// postgres is the store where it is one, and redis holds the queue where there is one; else nil.
+	postgres *postgres.Store
+	redis    *redis.Client
+	mirror   *mirror.Queue
+	running  *redis.Status // what runs now, for readers
+	output   *output.Store
+	gateway  *gateway.Gateway
+	hub      *relay.Hub // nil: alone
+	api      *api.API
+	gossip   atomic.Pointer[cluster.Gossip] // nil until the cluster's secret is known
 
 	term     atomic.Pointer[scheduler.Term] // nil while this node does not lead
 	renewing renewals
@@ -76,7 +82,7 @@ func newNode(o Options) *node {
 	if o.Network == nil {
 		o.Network = machine()
 	}
-	n := &node{Options: o, registry: prometheus.NewRegistry(), state: fsm.New(), queue: memory.New(0), clock: cluster.NewClock(o.Now)}
+	n := &node{Options: o, registry: prometheus.NewRegistry(), state: fsm.New(), clock: cluster.NewClock(o.Now)}
 	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return n
 }
@@ -113,7 +119,9 @@ func (n *node) open(ctx context.Context) (err error) {
 		return job.InvalidField("data", "%s is the data directory of a node of a cluster; start it with `muster server`, or choose another --data DIR", n.DataDir)
 	}
 	n.control = n.raft.Control()
-	n.store = replicated.New(n.raft, n.state)
+	if err := n.openStores(); err != nil {
+		return err
+	}
 	if n.output, err = output.Open(filepath.Join(n.DataDir, "output"), output.Config{}); err != nil {
 		return err
 	}

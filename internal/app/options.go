@@ -31,6 +31,15 @@ type Options struct {
 	Worker *WorkerOptions
 	// WorkEnv is the environment that commands of the node's own worker start from, as KEY=VALUE; MUSTER_* are left out.
 	WorkEnv []string
+	// Postgres is the URL of the store; "": the cluster keeps its jobs and runs in its own replicated state. All nodes of a
+	// cluster have the same one (S11).
+	Postgres string
+	// Redis is the URL of the queue; "": the queue is in the leader's memory. It needs Postgres.
+	Redis string
+	// KeepSchema leaves Postgres's schema as it is, for `muster migrate up` to change; else a node brings it up to date.
+	KeepSchema bool
+	// AdoptStore takes a Postgres over that belongs to another cluster.
+	AdoptStore bool
 	// Ready is told the API's URL once the node takes requests; may be nil.
 	Ready func(url string)
 	// Now is the wall clock; default time.Now.
@@ -75,6 +84,9 @@ func (o *Options) Validate() error {
 	case o.Logger == nil:
 		return job.InvalidField("logger", "a logger is needed")
 	}
+	if err := o.validateStores(); err != nil {
+		return err
+	}
 	host, err := hostOf("http", o.HTTP)
 	if err != nil {
 		return err
@@ -86,6 +98,16 @@ func (o *Options) Validate() error {
 		return nil
 	}
 	return o.validateServer(host)
+}
+
+func (o *Options) validateStores() error {
+	switch {
+	case o.Redis != "" && o.Postgres == "":
+		return job.InvalidField("redis", "the queue is in Redis only where the store is Postgres; add --postgres URL, or leave --redis out")
+	case o.AdoptStore && o.Postgres == "":
+		return job.InvalidField("adopt-store", "there is no store to adopt; name it with --postgres URL")
+	}
+	return nil
 }
 
 func (o *Options) validateServer(host string) error {

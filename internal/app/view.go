@@ -17,9 +17,16 @@ const memberPatience = 2 * time.Second
 func (c clusterView) Status(ctx context.Context) (*api.ClusterStatus, error) {
 	s := c.raft.Status()
 	out := &api.ClusterStatus{ID: s.ID, Node: c.Name, Version: c.Version, Epoch: c.state.Epoch(), Term: s.Term, CommitIndex: s.CommitIndex,
-		Store: "embedded", Maintenance: c.control.Paused(job.JobID{}, "") == job.Maintenance}
+		Store: c.storeKind(), Queue: "memory", Maintenance: c.control.Paused(job.JobID{}, "") == job.Maintenance}
 	if id := c.state.ClusterID(); id != "" {
 		out.ID = id
+	}
+	if c.postgres != nil {
+		up, why := c.postgres.Ready()
+		out.Outage, out.OutageReason = !up, why
+	}
+	if c.redis != nil {
+		out.Queue, out.QueueOutage = "redis", c.redis.Ping(ctx) != nil
 	}
 	for _, v := range s.Servers {
 		x := api.NodeStatus{ID: v.ID, Name: v.ID, Role: api.RoleNonvoter, Raft: v.Address}
@@ -103,5 +110,5 @@ func (c clusterView) Ready(context.Context) error {
 	return nil
 }
 
-func (clusterView) Home() job.Home { return job.HomeQuorum }
-func (clusterView) Rung() job.Home { return job.HomeQuorum }
+func (c clusterView) Home() job.Home { return c.home() }
+func (c clusterView) Rung() job.Home { return c.home() }

@@ -3,7 +3,6 @@ package redis
 import (
 	"context"
 	"errors"
-	"net"
 	"strings"
 	"sync"
 	"time"
@@ -65,9 +64,9 @@ func New(c Config) (*Client, error) {
 	o.DisableIdentity = true
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	o.MaxRetries = -1 // a script whose outcome is not known is not sent again
-	o.DialerRetries = 1
 	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = c.Timeout, c.Timeout, c.Timeout, c.Timeout
 	o.ContextTimeoutEnabled = true
+	o.Dialer = unconnected(goredis.NewDialer(o))
 	o.PoolSize, o.MaxActiveConns, o.PipelinePoolSize = maxConnections, maxConnections, -1
 	o.MinIdleConns, o.MaxIdleConns, o.ConnMaxIdleTime = 0, 2, 5*time.Minute
 	client := &Client{redis: goredis.NewClient(o), clusterID: c.ClusterID, timeout: c.Timeout}
@@ -109,9 +108,9 @@ func (c *Client) failed(err error) error {
 	if refused(err) {
 		return &job.Error{Code: job.Unavailable, Reason: unavailable, Message: "Redis at " + c.Address() + " does not take the call", Cause: cause}
 	}
-	var dial *net.OpError
+	var dial noDial
 	switch {
-	case errors.As(err, &dial) && dial.Op == "dial",
+	case errors.As(err, &dial),
 		errors.Is(err, goredis.ErrPoolTimeout), errors.Is(err, goredis.ErrPoolExhausted), errors.Is(err, goredis.ErrClosed):
 		return &job.Error{Code: job.Unavailable, Reason: unavailable, Message: "Redis at " + c.Address() + " cannot be reached", Cause: cause}
 	}
