@@ -328,11 +328,11 @@ func (q *Queue) Reset(_ context.Context, epoch job.Epoch) error {
 	return nil
 }
 
-// Len answers how many entries there are, and in how many lanes.
-func (q *Queue) Len() (entries, lanes int) {
+// Len answers how many entries there are.
+func (q *Queue) Len() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return len(q.items), len(q.lanes)
+	return len(q.items)
 }
 
 // Entries answers all entries, in no order: what a copy of the queue is made of.
@@ -346,16 +346,16 @@ func (q *Queue) Entries() []job.QueueEntry {
 	return out
 }
 
-// Sample answers how long some lanes are, others each time: what a copy of the queue is compared by.
-func (q *Queue) Sample(n int) map[job.LaneKey]int {
+// Sample answers how many lanes there are, and how long some of them, others each time: what a copy is compared by.
+func (q *Queue) Sample(n int) (lanes int, lengths map[job.LaneKey]int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	out := make(map[job.LaneKey]int, min(n, len(q.lanes)))
+	lengths = make(map[job.LaneKey]int, min(n, len(q.lanes)))
 	for k, l := range q.lanes {
-		if len(out) == n {
+		if len(lengths) == n {
 			break
 		}
-		out[k] = l.size()
+		lengths[k] = l.size()
 	}
-	return out
+	return len(q.lanes), lengths
 }

@@ -17,6 +17,8 @@ func TestQueue(t *testing.T) {
 	queuetest.Run(t, queuetest.Options{Open: func(_ *testing.T, maxLane int) storage.Queue { return memory.New(maxLane) }})
 }
 
+func depths(q *memory.Queue) map[job.LaneKey]int { _, d := q.Sample(100); return d }
+
 // Q2, D6: all lanes together hold so many, and it is the longest lanes that leave their last to the store.
 func TestTotal(t *testing.T) {
 	ctx := t.Context()
@@ -28,13 +30,6 @@ func TestTotal(t *testing.T) {
 			es = append(es, job.QueueEntry{RunID: job.MakeRunID(now.Time(), [10]byte{9: n}), Lane: lane, ReadyAt: now.Add(time.Duration(n) * time.Second)})
 		}
 		return es
-	}
-	depths := func(q *memory.Queue) map[job.LaneKey]int {
-		out := map[job.LaneKey]int{}
-		for k, n := range q.Sample(100) {
-			out[k] = n
-		}
-		return out
 	}
 	for _, c := range []struct {
 		name string
@@ -57,7 +52,7 @@ func TestTotal(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if n, _ := q.Len(); n != 10 || len(left) != len(all)-10 {
+			if n := q.Len(); n != 10 || len(left) != len(all)-10 {
 				t.Errorf("of %d entries %d stay and %d are left, want 10 to stay", len(all), n, len(left))
 			}
 			if d := cmp.Diff(c.want, depths(q)); c.want != nil && d != "" {
@@ -86,7 +81,7 @@ func TestTotalMakesRoom(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n, lanes := q.Len(); n != 310 || lanes != 7 {
+	if n, lanes := q.Len(), len(depths(q)); n != 310 || lanes != 7 {
 		t.Fatalf("%d entries stay in %d lanes, want 310 in 7", n, lanes)
 	}
 }

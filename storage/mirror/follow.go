@@ -83,9 +83,9 @@ func (q *Queue) compare(ctx context.Context) {
 		q.mu.Unlock()
 		return
 	}
-	s, epoch, now, sample := q.take(), q.epoch, q.now, q.local.Sample(compareLanes)
-	var here redis.Depths
-	here.Entries, here.Lanes = q.local.Len()
+	s, epoch, now := q.take(), q.epoch, q.now
+	count, sample := q.local.Sample(compareLanes)
+	here := redis.Depths{Entries: q.local.Len(), Lanes: count}
 	q.mu.Unlock()
 	if len(s.Push)+len(s.Remove) > 0 {
 		_ = q.step(ctx, epoch, now, s, nil)

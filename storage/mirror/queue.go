@@ -174,8 +174,7 @@ func (q *Queue) fill(ctx context.Context) (stands job.Epoch, err error) {
 		return epoch, nil
 	}
 	if q.state == unused {
-		entries, _ := q.local.Len()
-		q.logger.Info("the queue is in redis again", "entries", entries, "why", q.why, "after", time.Since(q.since).Round(time.Millisecond))
+		q.logger.Info("the queue is in redis again", "entries", q.local.Len(), "why", q.why, "after", time.Since(q.since).Round(time.Millisecond))
 	}
 	q.pending = map[job.RunID]change{}
 	for _, e := range q.local.Entries() {
@@ -265,7 +264,7 @@ func (q *Queue) Remove(ctx context.Context, epoch job.Epoch, ids []job.RunID) er
 
 // noted follows on a change of pending. mu is held.
 func (q *Queue) noted() {
-	if entries, _ := q.local.Len(); len(q.pending) > entries+maxBehind {
+	if len(q.pending) > q.local.Len()+maxBehind {
 		q.leave(behind, nil)
 	}
 	q.kick()

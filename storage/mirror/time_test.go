@@ -126,16 +126,13 @@ func (f *fake) Depths(_ context.Context, _ job.Epoch, lanes []job.LaneKey) (d re
 	if fail, stop := f.call("depths"); stop {
 		return d, fail
 	}
-	sample := f.Queue.Sample(1 << 20)
+	count, sample := f.Queue.Sample(1 << 20)
 	for _, k := range lanes {
 		d.Of = append(d.Of, sample[k])
 	}
-	d.Entries, d.Lanes = f.Queue.Len()
+	d.Entries, d.Lanes = f.Queue.Len(), count
 	return d, nil
 }
-
-// len answers how many entries are there.
-func (f *fake) len() int { n, _ := f.Queue.Len(); return n }
 
 var (
 	errAway = job.Errorf(job.Unavailable, "queue_unavailable", "away")
@@ -256,12 +253,12 @@ func TestChangesWaitForAPopAndNotLong(t *testing.T) {
 			r.push(n)
 			time.Sleep(time.Millisecond)
 		}
-		if n := r.remote.len(); n < 40 {
+		if n := r.remote.Len(); n < 40 {
 			t.Errorf("%d entries are there after 60 ms", n)
 		}
 		time.Sleep(60 * time.Millisecond)
 		synctest.Wait()
-		if n := r.remote.len(); n != 60 {
+		if n := r.remote.Len(); n != 60 {
 			t.Errorf("%d entries are there, want 60", n)
 		}
 		r.calls("step", 2)
@@ -322,7 +319,7 @@ func TestHung(t *testing.T) {
 			time.Sleep(4 * time.Second)
 			synctest.Wait()
 			r.metrics(1, "unknown", 1)
-			if n := r.remote.len(); n != 2 {
+			if n := r.remote.Len(); n != 2 {
 				t.Errorf("%d entries are there, want 2", n)
 			}
 			r.remote.count("step")
@@ -345,7 +342,7 @@ func TestAPopDoesNotWaitForAFlush(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		r.metrics(1, "unknown", 0)
-		if n := r.remote.len(); n != 1 {
+		if n := r.remote.Len(); n != 1 {
 			t.Errorf("%d entries are there, want 1", n)
 		}
 	})
@@ -390,7 +387,7 @@ func TestFlapping(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if !r.Used() || r.remote.len() != 1 {
+		if !r.Used() || r.remote.Len() != 1 {
 			t.Error("it has not gone back")
 		}
 	})
@@ -456,7 +453,7 @@ func TestANewTerm(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
-		if n := r.remote.len(); n != 0 {
+		if n := r.remote.Len(); n != 0 {
 			t.Errorf("%d entries are still there", n)
 		}
 		r.metrics(1, "differs", 0)
@@ -482,7 +479,7 @@ func TestALongBacklog(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
-		if n := r.remote.len(); n != 8900 {
+		if n := r.remote.Len(); n != 8900 {
 			t.Errorf("%d entries are there, want 8900", n)
 		}
 		for _, s := range r.remote.sent() {
