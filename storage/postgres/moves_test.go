@@ -70,7 +70,8 @@ func drawMove(t *rapid.T, ids []job.RunID, at job.Instant) job.Move {
 // the attempts that are kept, and in the answers.
 func TestMovesAreApply(t *testing.T) {
 	t.Parallel()
-	s := open(t)
+	url := database(t)
+	s, c := openAt(t, url), connect(t, url)
 	raise(t, s, 1)
 	sawFast, sawSlow := false, false
 	rapid.Check(t, func(rt *rapid.T) {
@@ -122,6 +123,9 @@ func TestMovesAreApply(t *testing.T) {
 			for _, id := range ids[1:] {
 				if d := cmp.Diff(m.runs[id], load(t, s, id)[0]); d != "" {
 					rt.Fatalf("row after %+v (-want +got):\n%s", moves, d)
+				}
+				if order := ask[int64](t, c, "SELECT lane_order FROM muster.runs WHERE id = $1", id[:]); order != m.runs[id].Entry().Order() {
+					rt.Fatalf("the row stands at %d in its lane, and the run at %d", order, m.runs[id].Entry().Order())
 				}
 				want := []job.Attempt{}
 				for _, a := range m.attempts[id] {
