@@ -54,9 +54,14 @@ func (n *node) lead(ctx context.Context) error {
 // beginTerm begins a term as soon as the store answers. Without it there is none: nobody could say what runs and what is due.
 func (n *node) beginTerm(ctx context.Context, c scheduler.Config) (*scheduler.Term, error) {
 	for said := false; ; {
-		term, err := scheduler.Begin(ctx, c)
-		if n.postgres == nil || job.CodeOf(err) != job.Unavailable && job.CodeOf(err) != job.Unknown {
-			return term, err
+		// Each try raises the epoch in Raft, so there is none while it is known to be in vain.
+		err := n.storeAway()
+		if err == nil {
+			var term *scheduler.Term
+			term, err = scheduler.Begin(ctx, c)
+			if code := job.CodeOf(err); n.postgres == nil || code != job.Unavailable && code != job.Unknown {
+				return term, err
+			}
 		}
 		if !said {
 			n.Logger.Warn("this node leads, and begins to work when the store answers", "err", err)
@@ -66,9 +71,20 @@ func (n *node) beginTerm(ctx context.Context, c scheduler.Config) (*scheduler.Te
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
-		case <-time.After(250 * time.Millisecond):
+		case <-time.After(100 * time.Millisecond):
 		}
 	}
+}
+
+// storeAway says why the store cannot be reached, if it cannot.
+func (n *node) storeAway() error {
+	if n.postgres == nil {
+		return nil
+	}
+	if up, why := n.postgres.Ready(); !up {
+		return job.Errorf(job.Unavailable, "store_unavailable", "the store is not available: %s", why)
+	}
+	return nil
 }
 
 // status is where the term keeps what runs now for readers, if there is such a place.
