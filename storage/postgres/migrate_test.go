@@ -162,4 +162,3 @@ func TestSchemaMadeByAdministrator(t *testing.T) {
 	}
 	openAt(t, url).mustPut(t, document("a"))
 }
-

@@ -85,7 +85,7 @@ type round struct {
 	*pruning
 	epoch  job.Epoch
 	before job.Instant
-	left   int       // rows that may still go
+	left   int // rows that may still go
 	began  time.Time
 
 	dropped    int

@@ -78,8 +78,8 @@ func randomRun(rng *rand.Rand) *job.Run {
 	for _, f := range []*job.Instant{&r.ScheduledAt, &r.ReadyAt, &r.QueuedAt, &r.StartedAt, &r.FinishedAt, &r.DeadlineAt, &r.StartBy, &r.CancelAt} {
 		maybe(func() { *f = at() })
 	}
-	maybe(func() { r.ScheduledAt = -1 })             // before 1970
-	maybe(func() { r.ReadyAt = postgresEpoch })      // what is 0 for Postgres
+	maybe(func() { r.ScheduledAt = -1 })              // before 1970
+	maybe(func() { r.ReadyAt = postgresEpoch })       // what is 0 for Postgres
 	maybe(func() { r.QueuedAt = postgresEpoch - 17 }) // and before it
 	maybe(func() { r.JobVersion = rng.Uint64() >> 1 })
 	maybe(func() { r.Fence = job.Fence(rng.Uint64() >> 1) })
