@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -149,6 +150,50 @@ func TestCompose(t *testing.T) {
 	for _, want := range []string{"CGO_ENABLED=0", "\nUSER 10001", `ENTRYPOINT ["/usr/local/bin/muster"]`} {
 		if !strings.Contains(docker, want) {
 			t.Errorf("the Dockerfile does not say %q", want)
+		}
+	}
+}
+
+// The nodes of compose.yaml get settings in stores.yaml, which the services there answer to.
+func TestComposeStores(t *testing.T) {
+	t.Parallel()
+	read := func(name string) map[string]any {
+		values, err := yaml.Parser().Unmarshal([]byte(readText(t, deployDir, "compose", name)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return values["services"].(map[string]any)
+	}
+	nodes, services := read("compose.yaml"), read("stores.yaml")
+	c := newCLI(nil, nil, nil, nil)
+	server, _, err := c.rootCommand().Find([]string{"server"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, v := range services {
+		if name == "postgres" || name == "redis" {
+			continue
+		}
+		if !has(nodes, name) {
+			t.Errorf("stores.yaml: compose.yaml has no service %s", name)
+		}
+		settings := v.(map[string]any)["environment"].(map[string]any)
+		for setting, value := range settings {
+			flag := strings.ToLower(strings.TrimPrefix(setting, "MUSTER_"))
+			if server.Flags().Lookup(flag) == nil {
+				t.Errorf("stores.yaml, %s: muster server has no setting %s", name, setting)
+			}
+			if u, err := url.Parse(regexp.MustCompile(`\$\{.*?\}`).ReplaceAllString(value.(string), "x")); err != nil || !has(services, u.Hostname()) || u.Hostname() != flag {
+				t.Errorf("stores.yaml, %s: %s is %v, where no service is", name, setting, value)
+			}
+		}
+		if len(settings) != 2 {
+			t.Errorf("stores.yaml: %s has %d settings", name, len(settings))
+		}
+	}
+	for _, name := range []string{"n1", "n2", "n3"} {
+		if !has(services, name) {
+			t.Errorf("stores.yaml does not reach %s", name)
 		}
 	}
 }
