@@ -93,8 +93,10 @@ CREATE TABLE muster.runs_default PARTITION OF muster.runs DEFAULT;
 -- Listing: newest first by job. Other root runs are listed by the primary key.
 CREATE INDEX runs_of_job ON muster.runs (namespace, job, id) WHERE job IS NOT NULL AND root_id IS NULL;
 CREATE INDEX runs_of_root ON muster.runs (root_id, id) WHERE root_id IS NOT NULL;
--- What the leader looks at: live rows by id, by job, and what may be queued in the order of its lane.
-CREATE INDEX runs_live ON muster.runs (id) WHERE state < 6;
+-- What the leader looks at: live rows by id, by job, and what may be queued in the order of its lane. A query says with
+-- `state <= 5` or `state < 6` which of the first two it means: left to itself the planner walks all live rows for those of
+-- one job, where the job has many.
+CREATE INDEX runs_live ON muster.runs (id) WHERE state <= 5;
 CREATE INDEX runs_live_of_job ON muster.runs (job_id, id) WHERE state < 6 AND job_id IS NOT NULL;
 CREATE INDEX runs_lane ON muster.runs (lane_hash, lane_order, id) WHERE state IN (3, 4);
 

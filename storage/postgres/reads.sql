@@ -8,7 +8,7 @@ SELECT {full} FROM muster.runs r WHERE r.id = $1
 SELECT {full} FROM muster.runs r WHERE r.id = ANY ($1) AND r.id BETWEEN $2 AND $3
 
 -- name: live
-SELECT {narrow} FROM muster.runs r WHERE r.state < 6 AND r.id > $1 ORDER BY r.id LIMIT $2
+SELECT {narrow} FROM muster.runs r WHERE r.state <= 5 AND r.id > $1 ORDER BY r.id LIMIT $2
 
 -- name: live of job
 SELECT {narrow} FROM muster.runs r WHERE r.state < 6 AND r.job_id = $1 ORDER BY r.id LIMIT $2
@@ -55,6 +55,6 @@ WITH sizes AS (
     WHERE p.relnamespace = 'muster'::regnamespace AND p.relname = 'runs_live'
 )
 SELECT (SELECT count(*) FROM (SELECT id FROM muster.runs ORDER BY id LIMIT $1) x), (SELECT rows FROM sizes WHERE parent = 'runs'),
-       (SELECT count(*) FROM (SELECT id FROM muster.runs WHERE state < 6 ORDER BY id LIMIT $1) x), (SELECT rows FROM live),
+       (SELECT count(*) FROM (SELECT id FROM muster.runs WHERE state <= 5 ORDER BY id LIMIT $1) x), (SELECT rows FROM live),
        (SELECT count(*) FROM (SELECT FROM muster.ticks LIMIT $1) x), (SELECT rows FROM sizes WHERE parent = 'ticks'),
        (SELECT sum(bytes)::bigint FROM sizes)

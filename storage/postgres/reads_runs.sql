@@ -18,12 +18,12 @@ ORDER BY r.id DESC OFFSET $3 LIMIT 1
 
 -- name: live
 SELECT {full} FROM muster.runs r
-WHERE r.state < 6 AND r.root_id IS NULL AND r.id < $1 AND r.id >= $2 AND {filter}
+WHERE r.state <= 5 AND r.root_id IS NULL AND r.id < $1 AND r.id >= $2 AND {filter}
 ORDER BY r.id DESC LIMIT $3
 
 -- name: live, edge
 SELECT r.id FROM muster.runs r
-WHERE r.state < 6 AND r.root_id IS NULL AND r.id < $1 AND r.id >= $2
+WHERE r.state <= 5 AND r.root_id IS NULL AND r.id < $1 AND r.id >= $2
 ORDER BY r.id DESC OFFSET $3 LIMIT 1
 
 -- name: task runs
