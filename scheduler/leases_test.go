@@ -85,9 +85,11 @@ func TestALeaseThatRanOutIsReportedOnce(t *testing.T) {
 		time.Sleep(35 * time.Second)
 		c.Log.Fail(failing(clustertest.NotDone, always[*fsm.Move]))
 		time.Sleep(time.Minute)
+		_, err := c.Term().Attach(context.Background(), "s", "node", job.WorkerHello{Name: "other", Boot: "1", DataID: "other", Slots: 1})
+		must(t, err)
 		finished := make(chan struct{})
 		go func() {
-			c.Term().Finished("", []job.Outcome{{RunID: c.NewID(), Fence: 1, Kind: job.AttemptSucceeded}})
+			c.Term().Finished("s", []job.Outcome{{RunID: c.NewID(), Fence: 1, Kind: job.AttemptSucceeded}})
 			close(finished)
 		}()
 		select {

@@ -33,6 +33,8 @@ type Core struct {
 	Queue   *memory.Queue
 	Control *cluster.Control
 	Workers *Workers
+	// Configure changes what terms work with, from the next one on; nil: nothing.
+	Configure func(*scheduler.Config)
 
 	mu    sync.Mutex
 	term  *scheduler.Term
@@ -64,10 +66,14 @@ func (c *Core) Lead() {
 	var term *scheduler.Term
 	for {
 		var err error
-		term, err = scheduler.Begin(ctx, scheduler.Config{
+		config := scheduler.Config{
 			Control: c.Control, Store: c.Store, Queue: c.Queue, Gateways: c.Workers, Clock: testClock{time.Now().Add(-time.Hour)},
 			Jitter: func() float64 { return 0.5 }, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		})
+		}
+		if c.Configure != nil {
+			c.Configure(&config)
+		}
+		term, err = scheduler.Begin(ctx, config)
 		if err == nil {
 			break
 		}

@@ -185,6 +185,7 @@ func (d *Dispatcher) candidates(ctx context.Context, entries []job.QueueEntry, n
 	d.Specs.Prefetch(ctx, d.Pace, runs)
 	out := make([]fleet.Candidate, 0, len(runs))
 	var moves []job.Move
+	var early []job.QueueEntry
 	for _, r := range runs {
 		if r == nil || r.State.Terminal() {
 			continue
@@ -194,6 +195,9 @@ func (d *Dispatcher) candidates(ctx context.Context, entries []job.QueueEntry, n
 			continue
 		}
 		if !r.Startable(now) {
+			if r.State == job.Scheduled && r.CancelAt == 0 {
+				early = append(early, Entry(r, now)) // an old hint took the place of its entry
+			}
 			continue
 		}
 		spec, err := d.Specs.Of(ctx, r)
@@ -213,6 +217,7 @@ func (d *Dispatcher) candidates(ctx context.Context, entries []job.QueueEntry, n
 		}
 		out = append(out, c)
 	}
+	d.pushBack(ctx, early)
 	if len(moves) > 0 {
 		if err := d.Mover.Move(ctx, moves); err != nil {
 			d.Logger.Debug("moving runs that cannot start is left to the reconciler", "count", len(moves), "err", err)
