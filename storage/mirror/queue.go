@@ -173,12 +173,13 @@ func (q *Queue) fill(ctx context.Context) (stands job.Epoch, err error) {
 		q.leave(causeOf(err), err)
 		return epoch, nil
 	}
-	if q.state == unused {
-		q.logger.Info("the queue is in redis again", "entries", q.local.Len(), "why", q.why, "after", time.Since(q.since).Round(time.Millisecond))
-	}
-	q.pending = map[job.RunID]change{}
-	for _, e := range q.local.Entries() {
+	entries := q.local.Entries()
+	q.pending = make(map[job.RunID]change, len(entries))
+	for _, e := range entries {
 		q.pending[e.RunID] = change{e, true}
+	}
+	if q.state == unused {
+		q.logger.Info("the queue is in redis again", "entries", len(entries), "why", q.why, "after", time.Since(q.since).Round(time.Millisecond))
 	}
 	if q.state != used {
 		q.state, q.since = used, time.Now()

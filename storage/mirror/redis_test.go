@@ -275,6 +275,82 @@ func TestWhateverBecomesOfRedis(t *testing.T) {
 	}
 }
 
+// Many push and remove while one pops, and Run flushes and compares: nothing comes twice, nothing is missing, and Redis
+// never has to be filled again, because the mirror never sends it anything in another order than it did itself.
+func TestManyAtOnce(t *testing.T) {
+	const pushers, each = 4, 3000
+	ctx, stop := context.WithCancel(t.Context())
+	c, _ := client(t, servers.SharedRedis(t).URL, patient)
+	var log syncBuffer
+	p := &pair{epoch: 1, plain: memory.New(0), mirror: mirror.New(mirror.Config{Remote: c.Queue(0), Logger: slog.New(slog.NewTextHandler(&log, nil))})}
+	if _, err := p.mirror.Raise(ctx, 1); err != nil {
+		t.Fatal(err)
+	}
+	var run, work sync.WaitGroup
+	run.Go(func() { p.mirror.Run(ctx) })
+	run.Go(func() {
+		for ctx.Err() == nil {
+			p.mirror.Compare(ctx)
+			p.mirror.Flush(ctx)
+		}
+	})
+	var removed sync.Map
+	for i := range pushers {
+		work.Go(func() {
+			for j := 0; j < each; j += 10 {
+				var es []job.QueueEntry
+				for k := range 10 {
+					es = append(es, entry(i*each+j+k, job.LaneKey(fmt.Sprint("lane ", k%3))))
+				}
+				if left, err := p.mirror.Push(ctx, 1, t0, es); err != nil || len(left) > 0 {
+					t.Error(len(left), err)
+				}
+				removed.Store(es[0].RunID, true)
+				if err := p.mirror.Remove(ctx, 1, []job.RunID{es[0].RunID}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	popped := map[job.RunID]bool{}
+	pop := func() (n int) {
+		es, err := p.mirror.Pop(ctx, 1, t0, []job.LaneWant{{Lane: "lane 0", Max: 40}, {Lane: "lane 1", Max: 40}, {Lane: "lane 2", Max: 40}})
+		if err != nil {
+			t.Error(err)
+		}
+		for _, e := range es {
+			if popped[e.RunID] {
+				t.Errorf("run %s was popped twice", e.RunID)
+			}
+			popped[e.RunID] = true
+		}
+		return len(es)
+	}
+	pushed := make(chan struct{})
+	go func() { work.Wait(); close(pushed) }()
+	for done := false; !done || pop() > 0; {
+		select {
+		case <-pushed:
+			done = true
+		default:
+			pop()
+		}
+	}
+	stop()
+	run.Wait()
+	for n := range pushers * each {
+		id := entry(n, "").RunID
+		if _, gone := removed.Load(id); !gone && !popped[id] {
+			t.Fatalf("run %s was not popped", id)
+		}
+	}
+	if s := log.String(); s != "" || !p.mirror.Used() {
+		t.Errorf("redis is used: %v; the log:\n%s", p.mirror.Used(), s)
+	}
+	p.mirror.Flush(t.Context())
+	p.inRedis(t, c.Queue(0), t0)
+}
+
 // lose removes keys as an eviction would.
 const lose = `for _, pattern in ipairs(ARGV) do for _, key in ipairs(redis.call('KEYS', pattern)) do redis.call('DEL', key) end end return 1`
 

@@ -12,6 +12,12 @@
 //	{muster:ID}:d:LANE    sorted set of run ids: what was not, by ready time
 //	{muster:ID}:s:RUN-ID  string with a time to live: the run as the leader last knew it (Status)
 //
+// A user of its own needs no more than this, which also keeps it to its keys:
+//
+//	ACL SETUSER muster on >PASSWORD resetkeys ~{muster:*}:* resetchannels -@all +@connection +eval +evalsha
+//	  +hget +hset +hdel +hlen +hmget +zadd +zrem +zcard +zrange +zrangebyscore +zpopmin +zpopmax
+//	  +sadd +srem +spop +scard +smembers +exists +type +unlink +get +set
+//
 // Run ids are 16 bytes, so equal scores go by id, as everywhere. Times are microseconds; sorted sets keep them exactly up
 // to the year 2255. A script checks before its first write, and its first write, the token, is the one that Redis may refuse
 // for want of memory; so it is carried out whole or not at all, but where somebody put keys of other types in its way: then

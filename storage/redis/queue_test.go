@@ -3,6 +3,7 @@ package redis_test
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -64,6 +65,45 @@ func TestQueue(t *testing.T) {
 	queuetest.Run(t, queuetest.Options{Open: func(t *testing.T, maxLane int) storage.Queue {
 		return client(t, server, "", patient).Queue(maxLane)
 	}})
+}
+
+// The rights that doc.go names are enough, and reach no key but the cluster's own.
+func TestLeastRights(t *testing.T) {
+	ctx := t.Context()
+	server := servers.NewRedis(t, servers.RedisOptions{})
+	doc, err := os.ReadFile("doc.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(doc), "ACL SETUSER ")
+	rest, _, _ = strings.Cut(rest, "\n//\n")
+	rule := strings.Fields(strings.ReplaceAll(rest, "\n//", " "))
+	if _, err := server.Do(ctx, append([]string{"ACL", "SETUSER"}, rule...)...); err != nil {
+		t.Fatal(err)
+	}
+	limited := *server
+	limited.URL = "redis://muster:PASSWORD@" + server.Address
+	t.Run("queue", func(t *testing.T) {
+		queuetest.Run(t, queuetest.Options{Open: func(t *testing.T, maxLane int) storage.Queue {
+			return client(t, &limited, "", patient).Queue(maxLane)
+		}})
+	})
+	c := client(t, &limited, "", patient)
+	q := c.Queue(0)
+	raise(t, q, 1)
+	if _, err := q.Depths(ctx, 1, []job.LaneKey{"a"}); err != nil {
+		t.Error(err)
+	}
+	s := status(t, c)
+	if err := s.Put(ctx, []*job.Run{run(1)}); err != nil {
+		t.Error(err)
+	}
+	if r, err := s.Get(ctx, run(1).ID); r == nil || err != nil {
+		t.Error(r, err)
+	}
+	if err := s.Drop(ctx, []job.RunID{run(1).ID}); err != nil {
+		t.Error(err)
+	}
 }
 
 // L1: both leaders believe in their sequence numbers, and only the newer one is let in. Each call is one that would change
@@ -149,6 +189,7 @@ func TestLost(t *testing.T) {
 			raise(t, q, 5) // the sequence begins again: the number alone would be the same
 		}, func(t *testing.T, _ string) { restored(t) }},
 		{"foreign hands at the epoch", nil, func(t *testing.T, key string) { do(t, "HSET", key, "epoch", "4") }},
+		{"no epoch at all", nil, func(t *testing.T, key string) { do(t, "HDEL", key, "epoch") }},
 		{"foreign hands at the token", nil, func(t *testing.T, key string) { do(t, "HSET", key, "token", "") }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -400,6 +441,24 @@ func TestTimesBeyondWhatRedisKeeps(t *testing.T) {
 	e.ReadyAt = 1 << 53
 	_, err := q.Push(t.Context(), 1, t0, []job.QueueEntry{e})
 	expect(t, "push", err, job.Invalid, "invalid_time")
+}
+
+// An epoch that is no number is nobody's.
+func TestNoEpoch(t *testing.T) {
+	ctx := t.Context()
+	server := servers.SharedRedis(t)
+	q := client(t, server, "no epoch", patient).Queue(0)
+	raise(t, q, 1)
+	if _, err := server.Do(ctx, "HSET", "{muster:no epoch}:queue", "epoch", "x"); err != nil {
+		t.Fatal(err)
+	}
+	if err := q.Reset(ctx, 1); err == nil {
+		t.Error("the queue goes on")
+	}
+	raise(t, q, 1)
+	if err := q.Reset(ctx, 1); err != nil {
+		t.Error(err)
+	}
 }
 
 // Where a key of another type is in a script's way, Redis stops it in the middle: nobody may think that nothing happened.

@@ -9,7 +9,7 @@ if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then -- foreign hands, or none
   redis.call('UNLINK', KEYS[1])
 end
 local stands = redis.call('HGET', KEYS[1], 'epoch')
-if stands and tonumber(stands) > tonumber(ARGV[1]) then
+if stands and (tonumber(stands) or 0) > tonumber(ARGV[1]) then
   return {'fenced', stands}
 end
 redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'token', ARGV[2])
