@@ -19,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/musterhq/muster/internal/failpoint"
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/job/timetable"
 	"github.com/musterhq/muster/scheduler/overlap"
@@ -319,6 +320,12 @@ func (c *Clock) Step(ctx context.Context) (int, error) {
 		c.reload(batch)
 		return 0, err
 	}
+	if len(ticks) > 0 {
+		failpoint.Hit("clock/decided")
+	}
+	if len(stored) > 0 {
+		failpoint.Hit("clock/acknowledged")
+	}
 	for _, e := range batch {
 		// What Raft has is the truth: the mark may be another version's by now.
 		if m, ok := c.Control.Mark(e.mark.JobID); ok {
@@ -455,6 +462,7 @@ func (c *Clock) StepStore(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	failpoint.Hit("clock/stored")
 	c.room = min(2*c.room, maxTicks)
 	born := runs[:0:0]
 	for i, r := range runs {

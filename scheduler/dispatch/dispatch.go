@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"slices"
 
+	"github.com/musterhq/muster/internal/failpoint"
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/scheduler/fleet"
 	"github.com/musterhq/muster/scheduler/pace"
@@ -102,11 +103,13 @@ func (d *Dispatcher) Step(ctx context.Context) (Progress, error) {
 	if err != nil || len(entries) == 0 {
 		return p, err
 	}
+	failpoint.Hit("dispatch/popped")
 	candidates, err := d.candidates(ctx, entries, now)
 	if err != nil {
 		d.pushBack(ctx, entries)
 		return p, err
 	}
+	failpoint.Hit("dispatch/read")
 	p.Dropped = len(entries) - len(candidates)
 	err = d.grant(ctx, candidates, now, &p)
 	return p, err
@@ -295,6 +298,7 @@ func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, no
 		d.pushBack(ctx, entriesOf(placed, now))
 		return err
 	}
+	failpoint.Hit("dispatch/granted")
 	if len(refused) > 0 {
 		d.Logger.Error("raft holds leases that this term did not know; it takes them over", "count", len(refused))
 		d.adopt(grants, refused)
@@ -311,6 +315,7 @@ func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, no
 		deliveries[i] = job.Delivery{Session: leases[i].Session, Assignment: assignment(&grants[i], &placed[i])}
 	}
 	written := d.Gateways.Assign(ctx, deliveries)
+	failpoint.Hit("dispatch/told")
 	if len(stops) > 0 {
 		d.Gateways.Stop(ctx, stops)
 	}

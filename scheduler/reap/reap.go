@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/musterhq/muster/internal/failpoint"
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/scheduler/fleet"
 	"github.com/musterhq/muster/scheduler/pace"
@@ -64,6 +65,7 @@ func (r *Reaper) Step(ctx context.Context) error {
 	if len(outcomes) > 0 {
 		r.Logger.Info("leases ran out", "count", len(outcomes))
 		r.Report("", outcomes)
+		failpoint.Hit("reap/requeued")
 	}
 	if orders := r.Fleet.Stopping(); len(orders) > 0 {
 		r.Gateways.Stop(ctx, orders)

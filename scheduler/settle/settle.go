@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/musterhq/muster/internal/failpoint"
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/scheduler/dispatch"
 	"github.com/musterhq/muster/scheduler/fleet"
@@ -207,6 +208,7 @@ func (s *Settler) settle(ctx context.Context, batch []report) error {
 	s.Fleet.LetGo(held...)
 	if len(acks) > 0 { // after an error too: they are of what was refused for good, or recorded before
 		s.Gateways.Acknowledge(ctx, acks)
+		failpoint.Hit("settle/acknowledged")
 	}
 	if err != nil {
 		return s.giveBack(ctx, append(work, later...), err)
@@ -272,9 +274,15 @@ func (s *Settler) record(ctx context.Context, work []settling, ack func(*report,
 	if err != nil {
 		return nil, err
 	}
+	if len(moving) > 0 {
+		failpoint.Hit("settle/moved")
+	}
 	for i, w := range moving {
 		s.Fleet.End(w.RunID, w.Fence)
 		ack(&w.report, !moved[i].Applied && moved[i].Run != nil && moved[i].Run.Fence != w.Fence)
+	}
+	if len(moving) > 0 {
+		failpoint.Hit("settle/ended")
 	}
 	return append(moved, orphaned...), nil
 }
@@ -451,6 +459,7 @@ func (s *Settler) after(ctx context.Context, moved []job.Moved) error {
 				s.later(entries[i].RunID)
 			}
 		}
+		failpoint.Hit("settle/queued")
 	}
 	if s.Settled != nil && len(ended) > 0 {
 		s.Settled(ended)
