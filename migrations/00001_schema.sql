@@ -166,6 +166,10 @@ CREATE TABLE muster.outbox (
     body   text        NOT NULL  -- JSON
 );
 
+-- The version of the schema that a release must know to use this database. A migration that takes away what older ones
+-- use replaces it.
+CREATE FUNCTION muster.oldest_schema() RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT 1::bigint';
+
 -- +goose StatementBegin
 -- The leader's fence (L1): every transaction of a leader begins with it. The lock is shared with other transactions of
 -- leaders and excludes a raise, which waits for them; the epoch is read after the lock is held, by a snapshot of its own.

@@ -245,10 +245,18 @@ func (s *Store) checkServer(ctx context.Context, c *pgx.Conn) error {
 		return refuse("postgres_encoding", "this database's encoding is %s, and Muster needs UTF8: create it with ENCODING 'UTF8' TEMPLATE template0", encoding)
 	case standby:
 		return job.Errorf(job.Unavailable, storeUnavailable, "this Postgres is read-only: it is a standby, and the primary is needed")
-	case empty && s.wasUp:
-		return job.Errorf(job.Unavailable, storeUnavailable, "the database at this address is empty, and the one that was there before was not")
+	case empty && !s.mayClaim():
+		return errEmpty
 	}
 	return nil
+}
+
+var errEmpty = job.Errorf(job.Unavailable, "store_empty",
+	"the database at this address is empty, and the cluster's was not: check --postgres, or begin anew with --adopt-store")
+
+// mayClaim tells whether a database that is nobody's may become ours.
+func (s *Store) mayClaim() bool {
+	return !s.wasUp && (s.cfg.AdoptStore || s.cfg.MayClaim == nil || s.cfg.MayClaim())
 }
 
 // claim makes the database this cluster's if it is nobody's, and compares otherwise (S11).
@@ -256,8 +264,15 @@ func (s *Store) claim(ctx context.Context, c *pgx.Conn, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, setUpTimeout)
 	defer cancel()
 	var owner string
-	if err := c.QueryRow(ctx, claimSQL, id).Scan(&owner); err != nil {
+	query, args := "SELECT id FROM muster.cluster", []any{}
+	if s.mayClaim() {
+		query, args = claimSQL, []any{id}
+	}
+	switch found, err := one(&owner, c.QueryRow(ctx, query, args...).Scan(&owner)); {
+	case err != nil:
 		return err
+	case found == nil:
+		return errEmpty
 	}
 	if owner == id {
 		return nil

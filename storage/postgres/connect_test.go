@@ -116,6 +116,23 @@ func TestClaimRace(t *testing.T) {
 	}
 }
 
+// A cluster whose runs are elsewhere does not take an empty database for its own, unless it is told to.
+func TestEmptyStoreRefused(t *testing.T) {
+	t.Parallel()
+	never := func(c *Config) { c.MayClaim = func() bool { return false } }
+	for _, url := range []string{database(t), servers.SharedPostgres(t).Database(t)} {
+		s, _ := start(t, url, never)
+		wait(t, "it is refused", func() bool { ok, why := s.Ready(); return !ok && strings.Contains(why, "--adopt-store") })
+		_, err := s.Job(t.Context(), "default", "a")
+		code(t, "a call", err, job.Unavailable)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		openAt(t, url, never, func(c *Config) { c.AdoptStore = true })
+		openAt(t, url, never) // it is ours by now
+	}
+}
+
 // A store waits for its cluster's id, and says so.
 func TestClusterIDComesLater(t *testing.T) {
 	t.Parallel()

@@ -9,6 +9,9 @@
 // Births and cancel intents may be written by any node; whatever else changes a run begins with muster.fence in the same
 // transaction, which refuses an older epoch than the one that was raised (L1).
 //
+// A pooler between may hand a connection to somebody else only when it is closed (session pooling): sessions have
+// settings, prepared statements and locks of their own.
+//
 // Runs and attempts are partitioned by the time in the run's id, the ledger by the tick's: a partition is dropped whole
 // once all of it is older than history, after what is live in it moved to the default partition in the same transaction.
 //

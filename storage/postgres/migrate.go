@@ -44,8 +44,8 @@ func Migrate(ctx context.Context, url string) ([]Migration, error) {
 	return migrate(ctx, cfg.ConnConfig)
 }
 
-// Status answers the steps of the schema that this release knows, and when each was applied to a database, for
-// `muster migrate status`. It changes nothing.
+// Status answers the steps of the schema that this release knows, and when each was applied to a database, and then those
+// that a newer release applied, which have no name here, for `muster migrate status`. It changes nothing.
 func Status(ctx context.Context, url string) ([]Migration, error) {
 	cfg, err := parseURL(url)
 	if err != nil {
@@ -70,10 +70,12 @@ func Status(ctx context.Context, url string) ([]Migration, error) {
 	var version int64
 	var at time.Time
 	_, err = pgx.ForEachRow(rows, []any{&version, &at}, func() error {
-		for i := range steps {
-			if steps[i].Version == version {
-				steps[i].AppliedAt = at.UTC()
-			}
+		i, ok := slices.BinarySearchFunc(steps, version, func(m Migration, v int64) int { return cmp.Compare(m.Version, v) })
+		switch {
+		case ok:
+			steps[i].AppliedAt = at.UTC()
+		case version > 0: // goose begins with a row 0
+			steps = slices.Insert(steps, i, Migration{Version: version, AppliedAt: at.UTC()})
 		}
 		return nil
 	})
@@ -106,8 +108,8 @@ func newest() int64 {
 }
 
 // checkSchema brings the schema to where this release needs it, or refuses it. A newer one than this release knows is
-// fine: a release never takes away what the one before it uses (package migrations), and nodes of both run side by side
-// during an upgrade.
+// fine, since nodes of two releases run side by side during an upgrade, until a migration took away what this release
+// uses: such a one says so in muster.oldest_schema (package migrations).
 func (s *Store) checkSchema(ctx context.Context, c *pgx.Conn) error {
 	have, err := schemaVersion(ctx, c)
 	if err != nil {
@@ -115,6 +117,13 @@ func (s *Store) checkSchema(ctx context.Context, c *pgx.Conn) error {
 	}
 	switch want := newest(); {
 	case have > want:
+		var oldest int64
+		if err := c.QueryRow(ctx, "SELECT muster.oldest_schema()").Scan(&oldest); err != nil {
+			return err
+		}
+		if oldest > want {
+			return refuse("schema_new", "the schema of this Postgres database is at version %d and needs a release that knows version %d; this one knows %d: use a newer release", have, oldest, want)
+		}
 		s.cfg.Logger.Info("the schema is newer than this release knows, which is fine during an upgrade", "schema", have, "known", want)
 		return nil
 	case have == want:

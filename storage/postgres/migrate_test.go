@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"flag"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -140,9 +141,19 @@ func TestMigrateByHand(t *testing.T) {
 	for _, migrate := range []bool{false, true} {
 		openAt(t, url, func(c *Config) { c.Migrate = migrate })
 	}
-	if _, err := Status(t.Context(), url); err != nil {
-		t.Fatal(err)
+	steps, err := Status(t.Context(), url)
+	if err != nil || len(steps) != len(known())+1 || steps[len(known())].Version != newest()+1 || steps[len(known())].AppliedAt.IsZero() {
+		t.Fatalf("status: %+v, %v", steps, err)
 	}
+	// One that took away what this release uses.
+	setOldest := func(version int64) {
+		if _, err := c.Exec(t.Context(), fmt.Sprintf("CREATE OR REPLACE FUNCTION muster.oldest_schema() RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT %d::bigint'", version)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	setOldest(newest() + 1)
+	contains(t, "the refusal of a schema that is too new", refused(t, url).Message, "newer release")
+	setOldest(newest())
 	// An older one.
 	if _, err := c.Exec(t.Context(), "DELETE FROM muster.migrations WHERE version_id >= $1", newest()); err != nil {
 		t.Fatal(err)

@@ -212,6 +212,8 @@ func (s *Store) Usage(ctx context.Context) (u storage.Usage, err error) {
 	}
 	u.Runs, u.LiveRuns, u.Ticks = estimate(runs, manyRuns), estimate(live, manyLive), estimate(ticks, manyTicks)
 	u.LiveRuns = min(u.LiveRuns, u.Runs)
-	u.HistoryBytes = u.Bytes
+	if rows := u.Runs + u.Ticks; rows > 0 { // about: rows of all kinds are taken to be of one size
+		u.HistoryBytes = int64(float64(u.Bytes) * float64(rows-u.LiveRuns) / float64(rows))
+	}
 	return u, err
 }

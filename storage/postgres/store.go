@@ -24,7 +24,11 @@ type Config struct {
 	ClusterID func() string
 	// Migrate lets Serve bring the schema up to date. Without it an older schema than this release needs is refused.
 	Migrate bool
-	// AdoptStore takes a database over that belongs to another cluster, which can then no longer use it (S11).
+	// MayClaim answers whether a database that is nobody's may become the cluster's; nil means always. It may not once the
+	// cluster has runs in another one: what is empty then is the wrong database, or one that lost everything.
+	MayClaim func() bool
+	// AdoptStore takes a database over that belongs to another cluster, which can then no longer use it, or one that
+	// MayClaim refuses (S11).
 	AdoptStore bool
 	// Outbox makes births and moves write events to muster.outbox, for a sink that is configured.
 	Outbox bool
