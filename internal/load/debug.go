@@ -98,7 +98,7 @@ func (p *process) liveHeap(ctx context.Context) (float64, error) {
 	return n, json.Unmarshal(data, &n)
 }
 
-// profiled takes profiles of processes while f runs, if that was asked for, in the last repetition only: a profile costs
+// profiled takes profiles, and the end of the logs, of processes while f runs, if that was asked for, in the last repetition only: a profile costs
 // a few per cent.
 func (b *bench) profiled(ctx context.Context, part string, f func() error, processes ...*process) error {
 	if b.ProfileDir == "" || !b.profile {
@@ -132,6 +132,10 @@ func (b *bench) profileStart(ctx context.Context) {
 	}
 }
 
+func (b *bench) profileFile(part string, p *process, kind string) string {
+	return filepath.Join(b.ProfileDir, fmt.Sprintf("%s-%s-%s.%s", part, b.kind, p.name, kind))
+}
+
 func (b *bench) saveProfiles(ctx context.Context, part string, processes ...*process) error {
 	if b.ProfileDir == "" || !b.profile {
 		return nil
@@ -148,10 +152,12 @@ func (b *bench) saveProfiles(ctx context.Context, part string, processes ...*pro
 			if err := os.MkdirAll(b.ProfileDir, 0o755); err != nil {
 				return err
 			}
-			file := filepath.Join(b.ProfileDir, fmt.Sprintf("%s-%s.%s.pb.gz", part, p.name, kind))
-			if err := os.WriteFile(file, data, 0o644); err != nil {
+			if err := os.WriteFile(b.profileFile(part, p, kind+".pb.gz"), data, 0o644); err != nil {
 				return err
 			}
+		}
+		if err := os.WriteFile(b.profileFile(part, p, "log"), []byte(p.logs.String()), 0o644); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -312,15 +312,13 @@ func (r *rig) charge(ctx context.Context, what string, c costs, runs int) {
 		return
 	}
 	grown := func(name string) float64 { return now.metrics[name] - c.metrics[name] }
-	mended := 0.0
 	for name := range now.metrics {
-		if strings.HasPrefix(name, "muster_reconciled_total{") {
-			mended += grown(name)
+		if why, ok := strings.CutPrefix(name, "muster_reconciled_total{"); ok && grown(name) > 0 {
+			r.set(what+"mended by the reconciler, "+strings.Trim(why, "}"), "runs", grown(name))
 		}
 	}
 	// The usual reasons for a long maximum: a hint that was lost, so that the reconciler found the run seconds later; a
 	// disk that was busy; and a snapshot.
-	r.set(what+"mended by the reconciler", "runs", mended)
 	r.set(what+"log writes", "writes", grown("muster_raft_log_write_seconds_count"))
 	r.set(what+"log writes over 100 ms", "writes", grown("muster_raft_log_write_seconds_count")-grown(`muster_raft_log_write_seconds_bucket{le="0.1"}`))
 	r.set(what+"snapshots", "snapshots", grown("muster_raft_snapshot_seconds_count"))

@@ -2,6 +2,7 @@ package load
 
 import (
 	"context"
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -163,19 +164,21 @@ func (r *rig) audit(ctx context.Context, s *submitter, name string, runs, from i
 			doubled++
 		}
 	}
-	unwell := 0
+	unwell, example := 0, ""
 	filter := client.RunFilter{Job: name, States: []job.State{job.Waiting, job.Held, job.Scheduled, job.Queued, job.Running, job.Failed, job.Cancelled, job.Skipped}}
-	for _, err := range r.api.Runs(ctx, filter) {
+	for run, err := range r.api.Runs(ctx, filter) {
 		if err != nil {
 			return err
 		}
-		unwell++
+		if unwell++; unwell == 1 {
+			example = fmt.Sprintf(" (one is %s: %s %s, attempt %d)", run.ID, run.State, run.Reason, run.Attempt)
+		}
 	}
 	r.set("runs never started", "runs", float64(lost))
 	r.set("runs started twice", "runs", float64(doubled))
 	r.set("runs not succeeded", "runs", float64(unwell))
 	if lost+doubled+unwell+strangers > 0 {
-		r.warn("%d runs never started, %d started twice, %d did not succeed, %d starts of other runs", lost, doubled, unwell, strangers)
+		r.warn("%d runs never started, %d started twice, %d did not succeed%s, %d starts of other runs", lost, doubled, unwell, example, strangers)
 	}
 	return nil
 }
