@@ -235,13 +235,12 @@ finish() {
   stopping=yes
   # A second Ctrl-C goes on to those that still run: they stop at once then.
   trap 'for name in $nodes $workers; do if runs "$name"; then kill -TERM "$(pid_of "$name")" 2>/dev/null || true; fi; done' INT TERM HUP
-  rm -f "$data/pid"
   if any_runs $nodes $workers; then
     say "Stopping. Again stops at once."
     stop $workers
     stop $nodes
   fi
-  for name in $nodes $workers; do rm -f "$data/$name.pid"; done
+  for name in pid $(printf '%s.pid ' $nodes $workers); do rm -f "$data/$name"; done
   exit "$code"
 }
 trap finish EXIT
