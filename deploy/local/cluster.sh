@@ -122,6 +122,8 @@ if [ "$mode" = up ]; then
       sleep 0.5
       end=$(($(date +%s) + 60))
       until { pid_in "$stores/postgres/pid" && pid_in "$stores/redis/pid"; } >/dev/null || [ "$(date +%s)" -ge "$end" ]; do sleep 0.2; done
+    elif [ -d "$stores" ]; then
+      say "The process that ran its PostgreSQL and Redis is gone: make down, and then make up."
     fi
   else
     rm -f "$log"

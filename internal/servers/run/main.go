@@ -74,9 +74,13 @@ func run(o servers.PostgresOptions, command []string) (code int, err error) {
 		return 1, err
 	}
 	all := map[string]server{"PostgreSQL": p, "Redis": r}
+	var files []string
 	defer func() {
 		for _, s := range all {
 			err = errors.Join(err, s.Close())
+		}
+		for _, f := range files { // now, that nothing runs
+			os.Remove(f)
 		}
 	}()
 	settings := []string{"MUSTER_POSTGRES=" + p.URL, "MUSTER_REDIS=" + r.URL}
@@ -89,7 +93,7 @@ func run(o servers.PostgresOptions, command []string) (code int, err error) {
 			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 				return 1, err
 			}
-			defer os.Remove(file)
+			files = append(files, file)
 		}
 	}
 	var c *exec.Cmd
