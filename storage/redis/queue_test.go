@@ -26,11 +26,14 @@ const patient = 10 * time.Second
 
 var clusters atomic.Int64
 
-// client connects to a Redis, as a cluster of its own.
+// newCluster is the id of a cluster that nobody else has, at any -count.
+func newCluster() string { return fmt.Sprintf("test-%d", clusters.Add(1)) }
+
+// client connects to a Redis, as the cluster named, or as one of its own.
 func client(t testing.TB, server *servers.Redis, cluster string, timeout time.Duration) *redis.Client {
 	t.Helper()
 	if cluster == "" {
-		cluster = fmt.Sprintf("test-%d", clusters.Add(1))
+		cluster = newCluster()
 	}
 	c, err := redis.New(redis.Config{URL: server.URL, ClusterID: func() string { return cluster }, Timeout: timeout})
 	if err != nil {
@@ -111,7 +114,7 @@ func TestLeastRights(t *testing.T) {
 func TestANewerLeaderFences(t *testing.T) {
 	ctx := t.Context()
 	server := servers.SharedRedis(t)
-	cluster := "fences"
+	cluster := newCluster()
 	older, newer := client(t, server, cluster, patient).Queue(0), client(t, server, cluster, patient).Queue(0)
 	raise(t, older, 1)
 	if _, err := older.Push(ctx, 1, t0, []job.QueueEntry{entry(1, "a")}); err != nil {
@@ -147,7 +150,8 @@ func TestANewerLeaderFences(t *testing.T) {
 // The same epoch raised again, as by a process that took it from a backup: who raised last has the queue.
 func TestTheSameEpochTwice(t *testing.T) {
 	server := servers.SharedRedis(t)
-	a, b := client(t, server, "twice", patient).Queue(0), client(t, server, "twice", patient).Queue(0)
+	cluster := newCluster()
+	a, b := client(t, server, cluster, patient).Queue(0), client(t, server, cluster, patient).Queue(0)
 	raise(t, a, 3)
 	raise(t, b, 3)
 	_, err := a.Push(t.Context(), 3, t0, []job.QueueEntry{entry(1, "a")})
@@ -447,9 +451,10 @@ func TestTimesBeyondWhatRedisKeeps(t *testing.T) {
 func TestNoEpoch(t *testing.T) {
 	ctx := t.Context()
 	server := servers.SharedRedis(t)
-	q := client(t, server, "no epoch", patient).Queue(0)
+	cluster := newCluster()
+	q := client(t, server, cluster, patient).Queue(0)
 	raise(t, q, 1)
-	if _, err := server.Do(ctx, "HSET", "{muster:no epoch}:queue", "epoch", "x"); err != nil {
+	if _, err := server.Do(ctx, "HSET", "{muster:"+cluster+"}:queue", "epoch", "x"); err != nil {
 		t.Fatal(err)
 	}
 	if err := q.Reset(ctx, 1); err == nil {
@@ -465,9 +470,10 @@ func TestNoEpoch(t *testing.T) {
 func TestKeysOfAnotherType(t *testing.T) {
 	ctx := t.Context()
 	server := servers.SharedRedis(t)
-	q := client(t, server, "types", patient).Queue(0)
+	cluster := newCluster()
+	q := client(t, server, cluster, patient).Queue(0)
 	raise(t, q, 1)
-	if _, err := server.Do(ctx, "SET", "{muster:types}:r:a", "x"); err != nil {
+	if _, err := server.Do(ctx, "SET", "{muster:"+cluster+"}:r:a", "x"); err != nil {
 		t.Fatal(err)
 	}
 	_, err := q.Push(ctx, 1, t0, []job.QueueEntry{entry(1, "a")})

@@ -29,7 +29,8 @@ func status(t *testing.T, c *redis.Client) *redis.Status {
 func TestStatus(t *testing.T) {
 	ctx := t.Context()
 	server := servers.SharedRedis(t)
-	s := status(t, client(t, server, "status", patient))
+	cluster := newCluster()
+	s := status(t, client(t, server, cluster, patient))
 	large := run(3)
 	large.Payload = json.RawMessage(`"` + strings.Repeat("x", redis.MaxStatusRow) + `"`)
 	var rows []*job.Run
@@ -62,7 +63,7 @@ func TestStatus(t *testing.T) {
 	if get(1) != nil || get(2) == nil {
 		t.Error("the wrong row was dropped")
 	}
-	key := "{muster:status}:s:" + run(2).ID.String()
+	key := "{muster:" + cluster + "}:s:" + run(2).ID.String()
 	ttl, err := server.Do(ctx, "TTL", key)
 	if err != nil || ttl == "-1" || ttl == "-2" {
 		t.Errorf("it lives for %s, %v", ttl, err)
@@ -75,7 +76,7 @@ func TestStatus(t *testing.T) {
 			t.Errorf("%s is read as %+v", what, r)
 		}
 	}
-	if s := status(t, client(t, server, "another cluster", patient)); true {
+	if s := status(t, client(t, server, "", patient)); true {
 		if r, err := s.Get(ctx, run(15).ID); r != nil || err != nil {
 			t.Errorf("another cluster reads %v, %v", r, err)
 		}
