@@ -300,15 +300,17 @@ func TestLocked(t *testing.T) {
 func TestServerThatWillNotDo(t *testing.T) {
 	t.Parallel()
 	pg := servers.SharedPostgres(t)
-	if _, err := pg.SQL(t.Context(), "postgres", "CREATE DATABASE not_utf8 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0 OWNER muster"); err != nil {
-		t.Fatal(err)
-	}
-	u, err := url.Parse(pg.URL)
+	ascii := pg.Database(t)
+	u, err := url.Parse(ascii)
 	if err != nil {
 		t.Fatal(err)
 	}
-	u.Path = "/not_utf8"
-	contains(t, "the refusal", refused(t, u.String()).Message, "SQL_ASCII", "UTF8")
+	for _, sql := range []string{"DROP DATABASE " + u.Path[1:], "CREATE DATABASE " + u.Path[1:] + " ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0 OWNER muster"} {
+		if _, err := pg.SQL(t.Context(), "postgres", sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	contains(t, "the refusal", refused(t, ascii).Message, "SQL_ASCII", "UTF8")
 
 	s, _ := start(t, with(t, database(t), "default_transaction_read_only", "on"))
 	wait(t, "a standby is refused", func() bool { ok, why := s.Ready(); return !ok && strings.Contains(why, "read-only") })
