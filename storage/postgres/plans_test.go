@@ -183,11 +183,18 @@ func literal(t *testing.T, a any) string {
 	return ""
 }
 
-// The queries that a busy cluster makes all the time use the index made for them, look at about as many rows as they
-// answer, and leave out the partitions that cannot have any.
-func TestPlans(t *testing.T) {
+// One large database serves three tests.
+func TestLarge(t *testing.T) {
 	t.Parallel()
 	p := newPlanned(t)
+	t.Run("plans", p.testPlans)
+	t.Run("listings are bounded", p.testListings)
+	t.Run("usage", p.testUsage)
+}
+
+// The queries that a busy cluster makes all the time use the index made for them, look at about as many rows as they
+// answer, and leave out the partitions that cannot have any.
+func (p *planned) testPlans(t *testing.T) {
 	wanted, lo, hi := idArray(p.loaded)
 	lane := func(lane string, most int64) []any {
 		return []any{[]string{lane}, []int64{laneHash(job.LaneKey(lane))}, []int64{math.MinInt64}, [][16]byte{{}}, []int64{most},
@@ -266,9 +273,7 @@ func TestPlans(t *testing.T) {
 
 // A listing whose filter matches nothing looks at so many rows and no more, and answers where to go on; all pages
 // together answer what matches.
-func TestListingIsBounded(t *testing.T) {
-	t.Parallel()
-	p := newPlanned(t)
+func (p *planned) testListings(t *testing.T) {
 	for name, q := range map[string]storage.RunQuery{
 		"no such worker":       {Worker: "nobody"},
 		"no such state":        {States: []job.State{job.Failed}},
@@ -310,9 +315,7 @@ func TestListingIsBounded(t *testing.T) {
 }
 
 // Counts are exact while they are small, and estimates after that.
-func TestUsage(t *testing.T) {
-	t.Parallel()
-	p := newPlanned(t)
+func (p *planned) testUsage(t *testing.T) {
 	u, err := p.s.Usage(t.Context())
 	if err != nil {
 		t.Fatal(err)

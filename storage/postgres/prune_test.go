@@ -337,7 +337,7 @@ func TestPartitionsUnderLoad(t *testing.T) {
 	// Partitions of five weeks are made and dropped again, with all rows moved each time.
 	janitor := openAt(t, url)
 	made, dropped := 0, 0
-	for deadline := time.Now().Add(6 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(4 * time.Second); time.Now().Before(deadline); {
 		for week := range 5 {
 			from := now.Add(-time.Duration(week) * 7 * day)
 			from -= (from - monday) % job.Instant(7*day/time.Microsecond)
