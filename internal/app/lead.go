@@ -22,12 +22,6 @@ func (n *node) gateways() scheduler.Gateways {
 
 // lead is one reign: it returns when the term's work has wholly ended (L1).
 func (n *node) lead(ctx context.Context) error {
-	if err := n.claim(ctx); err != nil {
-		return err
-	}
-	if err := n.agrees(); err != nil {
-		return err
-	}
 	term, err := n.beginTerm(ctx, scheduler.Config{
 		Control: n.control, Store: n.store, Queue: n.queue(), Gateways: n.gateways(), Clock: systemClock{n.clock.Now, n.Elapsed},
 		Jitter: rand.Float64, Logger: n.Logger, History: n.History, Metrics: n.schedulerMetrics(), Status: n.status(),
@@ -53,10 +47,19 @@ func (n *node) lead(ctx context.Context) error {
 
 // beginTerm begins a term as soon as the store answers. Without it there is none: nobody could say what runs and what is due.
 func (n *node) beginTerm(ctx context.Context, c scheduler.Config) (*scheduler.Term, error) {
+	n.claims.Store(n.state.Store() == "")
+	defer n.claims.Store(false)
 	for said := false; ; {
 		// Each try raises the epoch in Raft, so there is none while it is known to be in vain.
 		err := n.storeAway()
 		if err == nil {
+			// Only a database that was reached becomes the cluster's: after that, an empty one at its address is refused.
+			if err := n.claim(ctx); err != nil {
+				return nil, err
+			}
+			if err := n.agrees(); err != nil {
+				return nil, err
+			}
 			var term *scheduler.Term
 			term, err = scheduler.Begin(ctx, c)
 			if code := job.CodeOf(err); n.postgres == nil || code != job.Unavailable && code != job.Unknown {

@@ -49,6 +49,8 @@ type node struct {
 	raft    *cluster.Node
 	control *cluster.Control
 	store   storage.Store
+	// claims is true while this node leads a cluster that has no store yet: then a database that is nobody's becomes its own.
+	claims atomic.Bool
 	// postgres is the store where it is one, and redis holds the queue where there is one; else nil.
 	postgres *postgres.Store
 	redis    *redis.Client

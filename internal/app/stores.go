@@ -50,7 +50,8 @@ func (n *node) openStores() (err error) {
 		return nil
 	}
 	n.postgres, err = postgres.New(postgres.Config{URL: n.Postgres, ClusterID: n.clusterID, Migrate: !n.KeepSchema, AdoptStore: n.AdoptStore,
-		Logger: n.Logger, Registerer: n.registry})
+		MayClaim: n.claims.Load,
+		Logger:   n.Logger, Registerer: n.registry})
 	if err != nil {
 		return err
 	}
