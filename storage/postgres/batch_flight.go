@@ -11,12 +11,10 @@ import (
 	"github.com/musterhq/muster/job"
 )
 
-// plansSQL is for the connections that write by id. Each of their statements has one right plan, an index scan for each of
-// the ids it is given; but what is planned while a table is small or was never analysed compares all ids with all rows, and
-// stays planned. So nothing else is left to choose from: no statement here may have another condition on the rows it looks
-// up that an index could serve. On leaving it to the planner, and on partial indexes, see moves.sql.
+// plansSQL is for the connections that write. What their statements look up they look up by id, in one way that is right
+// whatever the size of a table: moves.sql says how that is made sure of.
 const plansSQL = `SELECT set_config('plan_cache_mode', 'force_generic_plan', false), set_config('enable_seqscan', 'off', false),
-	set_config('enable_mergejoin', 'off', false), set_config('enable_hashjoin', 'off', false), set_config('jit', 'off', false)`
+	set_config('jit', 'off', false)`
 
 // The ends of a transaction. What is read after the fence's lock is held has to be newer than the lock (L1), whatever
 // isolation the database has as its default.
