@@ -116,6 +116,8 @@ func Begin(ctx context.Context, c Config) (*Term, error) {
 	t.schedules = &reconcile.Schedules{Definitions: c.Store, Marks: c.Control, Logger: c.Logger, Mended: c.Metrics.mended}
 	if c.Status != nil {
 		t.status = &status.Keeper{Cache: c.Status, Store: c.Store, Fleet: t.fleet, Now: now, Lost: c.Metrics.statusLost}
+		t.status.Init()
+		t.settler.Settled = t.status.Ended
 	}
 	t.dispatching = pace.Trouble{Logger: c.Logger, What: "dispatching"}
 	t.pruning = pace.Trouble{Logger: c.Logger, What: "dropping history"}

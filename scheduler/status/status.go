@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/musterhq/muster/job"
@@ -46,6 +47,17 @@ type Keeper struct {
 	Lost  func(n int) // counts runs that the cache was not told of; may be nil
 
 	shown map[job.RunID]*shown
+	step  job.Instant // of the last one
+
+	mu    sync.Mutex
+	known map[job.RunID]bool // runs that the cache was told of; guarded by mu
+	ended []job.RunID        // of those, the ones that have ended; guarded by mu
+	wake  chan struct{}
+}
+
+// Init must be called before any other method.
+func (k *Keeper) Init() {
+	k.shown, k.known, k.wake = map[job.RunID]*shown{}, map[job.RunID]bool{}, make(chan struct{}, 1)
 }
 
 type shown struct {
@@ -57,18 +69,65 @@ type shown struct {
 
 // Keeping is the part that tells.
 func (k *Keeper) Keeping() *pace.Part {
-	return &pace.Part{Name: "status", First: Every, Turn: func(ctx context.Context) (time.Duration, error) {
+	return &pace.Part{Name: "status", First: Every, Signals: [2]<-chan struct{}{k.wake}, Turn: func(ctx context.Context) (time.Duration, error) {
+		k.DropEnded(ctx)
+		passed := k.Now().Sub(k.step)
+		if passed >= 0 && passed < Every {
+			return Every - passed, nil
+		}
 		k.Step(ctx)
 		return Every, nil
 	}}
 }
 
+// Ended takes runs out of the cache at once that have ended: whoever waits for one should not be told for another second
+// that it runs. Any goroutine may call it.
+func (k *Keeper) Ended(runs []*job.Run) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.known) == 0 {
+		return
+	}
+	for _, r := range runs {
+		if k.known[r.ID] {
+			k.ended = append(k.ended, r.ID)
+		}
+	}
+	if len(k.ended) > 0 {
+		select {
+		case k.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// DropEnded drops what Ended was told of.
+func (k *Keeper) DropEnded(ctx context.Context) {
+	k.mu.Lock()
+	ended := k.ended
+	k.ended = nil
+	k.mu.Unlock()
+	k.drop(ctx, ended)
+}
+
+func (k *Keeper) drop(ctx context.Context, ids []job.RunID) {
+	for part := range slices.Chunk(ids, batch) {
+		if err := k.Cache.Drop(ctx, part); err != nil {
+			k.lost(len(part)) // the row outlives its lease, and counts for nobody
+		}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, id := range ids {
+		delete(k.known, id)
+		delete(k.shown, id)
+	}
+}
+
 // Step tells of what has begun, changed or ended.
 func (k *Keeper) Step(ctx context.Context) {
-	if k.shown == nil {
-		k.shown = map[job.RunID]*shown{}
-	}
 	now := k.Now()
+	k.step = now
 	leases := k.Fleet.Leases()
 	live := make(map[job.RunID]bool, len(leases))
 	var put []*job.Run
@@ -99,6 +158,11 @@ func (k *Keeper) Step(ctx context.Context) {
 		}
 	}
 	k.read(ctx, unread)
+	k.mu.Lock()
+	for _, r := range put { // before they are: one that ends meanwhile is dropped after that
+		k.known[r.ID] = true
+	}
+	k.mu.Unlock()
 	for part := range slices.Chunk(put, batch) {
 		if err := k.Cache.Put(ctx, part); err != nil {
 			k.lost(len(part))
@@ -111,15 +175,10 @@ func (k *Keeper) Step(ctx context.Context) {
 	for id := range k.shown {
 		if !live[id] {
 			over = append(over, id)
-			delete(k.shown, id)
 		}
 	}
 	slices.SortFunc(over, func(a, b job.RunID) int { return bytes.Compare(a[:], b[:]) })
-	for part := range slices.Chunk(over, batch) {
-		if err := k.Cache.Drop(ctx, part); err != nil {
-			k.lost(len(part)) // the row outlives its lease, and counts for nobody
-		}
-	}
+	k.drop(ctx, over)
 }
 
 // read fetches rows that the leases do not have; they are put the next time.

@@ -57,6 +57,7 @@ func TestWhatRunsIsShown(t *testing.T) {
 	f := fleet.New(func() job.Instant { return now }, func() time.Duration { return 0 }, func(string) job.WorkerState { return job.WorkerReady })
 	c, s, lost := &cache{rows: map[job.RunID]*job.Run{}}, &stored{}, 0
 	k := &status.Keeper{Cache: c, Store: s, Fleet: f, Now: func() job.Instant { return now }, Lost: func(n int) { lost += n }}
+	k.Init()
 	step := func() { k.Step(context.Background()) }
 	grant := func(n byte, row *job.Run) job.Grant {
 		g := job.Grant{RunID: job.RunID{n}, Fence: job.MakeFence(1, uint32(n)), Attempt: 2, Worker: "w", GrantedAt: now}
@@ -110,5 +111,39 @@ func TestWhatRunsIsShown(t *testing.T) {
 	step()
 	if c.rows[job.RunID{2}] != nil {
 		t.Fatal("a run is shown that runs no longer")
+	}
+}
+
+// Whoever waits for a run is told of its end at once, not when the leases are looked at again.
+func TestWhatEndedIsDroppedAtOnce(t *testing.T) {
+	now := job.At(time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC))
+	f := fleet.New(func() job.Instant { return now }, func() time.Duration { return 0 }, func(string) job.WorkerState { return job.WorkerReady })
+	c := &cache{rows: map[job.RunID]*job.Run{}}
+	k := &status.Keeper{Cache: c, Store: &stored{}, Fleet: f, Now: func() job.Instant { return now }}
+	k.Init()
+	runs := []*job.Run{{ID: job.RunID{1}, State: job.Queued}, {ID: job.RunID{2}, State: job.Queued}}
+	for i, r := range runs {
+		f.Open([]fleet.Lease{{Grant: job.Grant{RunID: r.ID, Fence: job.MakeFence(1, uint32(i+1)), Attempt: 1, Worker: "w", GrantedAt: now}, Run: r}})
+	}
+	now = now.Add(status.After)
+	turn := k.Keeping()
+	if wait, err := turn.Turn(t.Context()); err != nil || wait != status.Every || len(c.rows) != 2 {
+		t.Fatalf("the next turn is after %s, %v; %d rows are shown", wait, err, len(c.rows))
+	}
+	k.Ended([]*job.Run{{ID: job.RunID{7}}}) // it was never shown
+	select {
+	case <-turn.Signals[0]:
+		t.Fatal("a run that nobody was told of wakes the part")
+	default:
+	}
+	now = now.Add(status.Every / 4)
+	f.End(job.RunID{1}, job.MakeFence(1, 1))
+	k.Ended([]*job.Run{{ID: job.RunID{1}}})
+	<-turn.Signals[0]
+	if wait, err := turn.Turn(t.Context()); err != nil || wait != status.Every*3/4 {
+		t.Fatalf("the next turn is after %s, %v", wait, err)
+	}
+	if c.rows[job.RunID{1}] != nil || c.rows[job.RunID{2}] == nil || c.puts != 2 {
+		t.Fatalf("after %d puts %d rows are shown; want the one that still runs", c.puts, len(c.rows))
 	}
 }
