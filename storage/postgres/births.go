@@ -183,9 +183,7 @@ func (s *Store) bearTogether(ctx context.Context, c *pgx.Conn, b *brood, at []in
 		if err := copyRuns(ctx, c.PgConn(), runs, ""); err != nil {
 			return unsure(err)
 		}
-		for _, i := range at {
-			b.receipts[i] = job.Receipt{Run: b.runs[i]}
-		}
+		b.allNew(at)
 		return nil
 	}
 
@@ -205,9 +203,7 @@ func (s *Store) bearTogether(ctx context.Context, c *pgx.Conn, b *brood, at []in
 				return unsure(err)
 			}
 			f.open = false
-			for _, i := range at {
-				b.receipts[i] = job.Receipt{Run: b.runs[i]}
-			}
+			b.allNew(at)
 			return nil
 		}
 	}
@@ -267,6 +263,12 @@ func (s *Store) bearTogether(ctx context.Context, c *pgx.Conn, b *brood, at []in
 		}
 	}
 	return nil
+}
+
+func (b *brood) allNew(at []int) {
+	for _, i := range at {
+		b.receipts[i] = job.Receipt{Run: b.runs[i]}
+	}
 }
 
 // claimKeys asks for the keys of births, notes who has them, and answers the births that may be stored: those without a
