@@ -236,15 +236,24 @@ func noJob(namespace, name string) error {
 
 // Job implements storage.Definitions.
 func (s *Store) Job(ctx context.Context, namespace, name string) (*job.Job, error) {
-	list, err := read(ctx, s, scanJob(namespace), definitionSQL["job"], namespace, name)
-	switch {
-	case err != nil:
+	j, err := s.jobs.do(ctx, jobName{namespace, name}, func(ctx context.Context) (*job.Job, error) {
+		list, err := read(ctx, s, scanJob(namespace), definitionSQL["job"], namespace, name)
+		switch {
+		case err != nil:
+			return nil, err
+		case len(list) == 0:
+			return nil, noJob(namespace, name)
+		}
+		return list[0], nil
+	})
+	if err != nil {
 		return nil, err
-	case len(list) == 0:
-		return nil, noJob(namespace, name)
 	}
-	return list[0], nil
+	own := *j // the document is nobody's to change
+	return &own, nil
 }
+
+type jobName struct{ namespace, name string }
 
 // Jobs implements storage.Definitions.
 func (s *Store) Jobs(ctx context.Context, q storage.JobQuery) (page storage.JobPage, err error) {

@@ -70,6 +70,7 @@ type Store struct {
 	running atomic.Pointer[chan struct{}] // closed when Serve has returned
 
 	pruning   pruning
+	jobs      sharedReads[jobName, *job.Job]
 	bulkySize *int64 // of tests alone; nil means bulky
 
 	births    batcher[*job.Run]
