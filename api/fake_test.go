@@ -24,6 +24,7 @@ type node struct {
 	attempts map[job.RunID][]job.Attempt
 	ticks    []job.Tick
 	marks    map[job.JobID]job.Mark
+	unstored map[job.JobID]job.Instant
 	paused   map[job.JobID]bool
 	grants   map[job.RunID]job.Grant
 	workers  map[string]*job.Worker
@@ -298,6 +299,11 @@ func (n *node) Mark(id job.JobID) (job.Mark, bool) {
 	defer n.lock()()
 	m, ok := n.marks[id]
 	return m, ok
+}
+
+func (n *node) Unstored(id job.JobID) job.Instant {
+	defer n.lock()()
+	return n.unstored[id]
 }
 
 func (n *node) Paused(id job.JobID, _ string) job.Reason {

@@ -139,6 +139,12 @@ func TestTheLedgerIsListedAndVerified(t *testing.T) {
 		Gaps: []job.Instant{day(7)}, Doubles: []job.Instant{day(4)}, Strays: []job.Instant{day(8) + 60_000_000}}, v); d != "" {
 		t.Fatal(d)
 	}
+	// Nor is one a gap that is decided and not stored yet.
+	b.unstored = map[job.JobID]job.Instant{j.ID: day(7)}
+	if v := want[Verification](t, b, 200, "GET", path, ""); len(v.Gaps) != 0 || v.Expected != 6 {
+		t.Fatalf("%+v", v)
+	}
+	b.unstored = nil
 	// A tick that is due and not decided yet is no gap: the mark has not passed it.
 	b.marks[j.ID] = job.Mark{JobID: j.ID, Version: 1, From: b.marks[j.ID].From, At: day(6)}
 	if v := want[Verification](t, b, 200, "GET", path, ""); len(v.Gaps) != 0 || v.Expected != 6 {

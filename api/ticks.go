@@ -106,6 +106,10 @@ func (a *API) verifyTicks(rq *request, in *inVerify) error {
 	if ticking {
 		until = min(until, mark.At+1)
 	}
+	// Read after the mark: a decision that is in neither was stored meanwhile, and is in the ledger.
+	if first := a.Schedules.Unstored(j.ID); first != 0 {
+		until = min(until, first)
+	}
 	v := Verification{Since: since, Until: max(since, until), Gaps: []job.Instant{}, Doubles: []job.Instant{}, Strays: []job.Instant{}}
 	expected, err := a.expectedTicks(rq.ctx, j, mark, v.Since, v.Until)
 	if err != nil {

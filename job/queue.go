@@ -8,7 +8,7 @@ import (
 // Moved answers one Move.
 type Moved struct {
 	Applied bool
-	Run     *Run // as it is after the call; nil if there is none
+	Run     *Run // as it is after the call, perhaps without payload, spec and labels; nil if there is none
 }
 
 // QueueEntry is one startable run.

@@ -94,6 +94,11 @@ func (a *Agent) execute(ctx context.Context, t *attempt) {
 
 // perform calls the executor. Handlers write to the output without a limit of their own.
 func (a *Agent) perform(ctx context.Context, t *attempt) job.Outcome {
+	// A process that stood still between taking the assignment and this moment comes back when the run may have been given
+	// to another worker, and may even have ended there: checkLease has not looked yet.
+	if a.leaseOver() {
+		return job.Outcome{Kind: job.AttemptLost, Reason: job.LeaseLost, Error: "the lease ended before the work began"}
+	}
 	if t.Spec == nil {
 		return job.Outcome{Kind: job.AttemptFailed, Reason: job.CannotStart, Permanent: true,
 			Error: "the job's document came without an executor that this worker can read"}
@@ -132,6 +137,14 @@ func (a *Agent) stop(f job.Fence, why *Stop) {
 // leaseGrace is what work gets when its lease has ended: less than the leader's kill grace, so that killing is over when
 // the run may start elsewhere.
 const leaseGrace = job.LeaseKillGrace - 3*time.Second
+
+// leaseOver tells whether nothing may begin now.
+func (a *Agent) leaseOver() bool {
+	now := a.config.Clock.Elapsed()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return now-a.lease.renewedAt >= a.lease.timeout
+}
 
 // checkLease stops what runs when the lease is over, unless its job lets it finish.
 func (a *Agent) checkLease() {

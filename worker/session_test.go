@@ -5,10 +5,38 @@ import (
 	"io"
 	"log/slog"
 	"testing"
+	"time"
 
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/worker/workerpb"
 )
+
+type stoppedClock struct{ elapsed time.Duration }
+
+func (c *stoppedClock) Now() time.Time         { return time.Now() }
+func (c *stoppedClock) Elapsed() time.Duration { return c.elapsed }
+
+// L4: a worker that stood still between taking an assignment and beginning the work does not begin it when its lease is over
+// by then: the run may have ended elsewhere.
+func TestWorkDoesNotBeginAfterItsLease(t *testing.T) {
+	t.Parallel()
+	c := &stoppedClock{}
+	a, err := New(Config{Name: "w", DataDir: t.TempDir(), Addresses: []string{"http://127.0.0.1:1"}, Handlers: &Handlers{}, Clock: c,
+		Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.lease.timeout = 30 * time.Second
+	x := &attempt{Assignment: &job.Assignment{Fence: 7}, slots: 1} // without a document: what begins fails at once
+	c.elapsed = 29 * time.Second
+	if o := a.perform(t.Context(), x); o.Reason != job.CannotStart {
+		t.Fatalf("within the lease: %+v", o)
+	}
+	c.elapsed = 30 * time.Second
+	if o := a.perform(t.Context(), x); o.Kind != job.AttemptLost || o.Reason != job.LeaseLost {
+		t.Errorf("after the lease: %+v", o)
+	}
+}
 
 // The leader no longer knows the session of a stream that the worker has left, and answers a heartbeat that reaches it late
 // with all that it lists. That runs in good order under the session of the next stream.

@@ -77,6 +77,15 @@ func (s schedules) PauseJob(ctx context.Context, j *job.Job, paused bool) error 
 }
 
 func (s schedules) Mark(id job.JobID) (job.Mark, bool) { return s.control.Mark(id) }
+func (s schedules) Unstored(id job.JobID) (first job.Instant) {
+	for _, t := range s.state.Unstored() {
+		if t.JobID == id && (first == 0 || t.ScheduledAt < first) {
+			first = t.ScheduledAt
+		}
+	}
+	return first
+}
+
 func (s schedules) Paused(id job.JobID, namespace string) job.Reason {
 	return s.control.Paused(id, namespace)
 }
