@@ -97,7 +97,7 @@ func (a *Agent) perform(ctx context.Context, t *attempt) job.Outcome {
 	// A process that stood still between taking the assignment and this moment comes back when the run may have been given
 	// to another worker, and may even have ended there: checkLease has not looked yet.
 	if a.leaseOver() {
-		return job.Outcome{Kind: job.AttemptLost, Reason: job.LeaseLost, Error: "the lease ended before the work began"}
+		return job.Outcome{Kind: job.AttemptReturned, Reason: job.LeaseLost, Error: "the lease ended before the work began"}
 	}
 	if t.Spec == nil {
 		return job.Outcome{Kind: job.AttemptFailed, Reason: job.CannotStart, Permanent: true,

@@ -33,7 +33,7 @@ func TestWorkDoesNotBeginAfterItsLease(t *testing.T) {
 		t.Fatalf("within the lease: %+v", o)
 	}
 	c.elapsed = 30 * time.Second
-	if o := a.perform(t.Context(), x); o.Kind != job.AttemptLost || o.Reason != job.LeaseLost {
+	if o := a.perform(t.Context(), x); o.Kind != job.AttemptReturned || o.Reason != job.LeaseLost {
 		t.Errorf("after the lease: %+v", o)
 	}
 }
