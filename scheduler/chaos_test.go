@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/musterhq/muster/internal/clustertest"
 	"github.com/musterhq/muster/job"
+	"github.com/musterhq/muster/scheduler"
+	"github.com/musterhq/muster/storage/memory"
 )
 
 var (
@@ -43,6 +46,7 @@ func chaos(t *testing.T, seed uint64) {
 			r := rand.New(rand.NewPCG(seed, 2))
 			c.Log.Delay(time.Duration(r.IntN(20)) * time.Millisecond)
 			share := []float64{0, 0.02, 0.2}[r.IntN(3)]
+			healed := func() {}
 			behave := func(ctx context.Context, a *job.Assignment) job.Outcome {
 				n := int(a.Fence) * 7919
 				d := time.Duration(n%3000) * time.Millisecond
@@ -50,6 +54,18 @@ func chaos(t *testing.T, seed uint64) {
 					return clustertest.Fail(d)(ctx, a)
 				}
 				return clustertest.Succeed(d)(ctx, a)
+			}
+			if seed%2 == 0 { // a store of its own, whose reads fail as well, and a queue that holds next to nothing
+				reads := &unsure{share: share, rand: rand.New(rand.NewPCG(seed, 3))}
+				c.Configure = func(x *scheduler.Config) {
+					x.LoadLanes = true
+					reads.Store = x.Store
+					x.Store = reads
+				}
+				c.Depose()
+				c.Queue = memory.New(1 + r.IntN(4))
+				c.Lead()
+				healed = func() { reads.set(0) }
 			}
 			names := []string{"w1", "w2", "w3"}
 			for _, n := range names {
@@ -143,6 +159,7 @@ func chaos(t *testing.T, seed uint64) {
 			}
 			// Heal, drain, then judge.
 			c.Log.Fail(nil)
+			healed()
 			limit(t, c, 0)
 			for i, is := range paused {
 				if is {
@@ -178,6 +195,64 @@ func chaos(t *testing.T, seed uint64) {
 			}
 		})
 	})
+}
+
+// unsure is a store whose reads fail now and then.
+type unsure struct {
+	scheduler.Store
+	mu    sync.Mutex
+	share float64
+	rand  *rand.Rand
+}
+
+func (s *unsure) set(share float64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.share = share
+}
+
+func (s *unsure) fails() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.rand.Float64() < s.share {
+		return job.Errorf(job.Unavailable, "store_unavailable", "away, on cue")
+	}
+	return nil
+}
+
+func (s *unsure) Load(ctx context.Context, ids []job.RunID) ([]*job.Run, error) {
+	if err := s.fails(); err != nil {
+		return nil, err
+	}
+	return s.Store.Load(ctx, ids)
+}
+
+func (s *unsure) Live(ctx context.Context, after job.RunID, limit int) ([]*job.Run, error) {
+	if err := s.fails(); err != nil {
+		return nil, err
+	}
+	return s.Store.Live(ctx, after, limit)
+}
+
+func (s *unsure) LiveOfJob(ctx context.Context, id job.JobID, limit int) ([]*job.Run, error) {
+	if err := s.fails(); err != nil {
+		return nil, err
+	}
+	return s.Store.LiveOfJob(ctx, id, limit)
+}
+
+func (s *unsure) Backlog(ctx context.Context, wants []job.LaneAfter, until job.Instant) ([]job.QueueEntry, error) {
+	if err := s.fails(); err != nil {
+		return nil, err
+	}
+	return s.Store.Backlog(ctx, wants, until)
+}
+
+func (s *unsure) Version(ctx context.Context, id job.JobID, version uint64) (*job.Version, error) {
+	if err := s.fails(); err != nil {
+		return nil, err
+	}
+	return s.Store.Version(ctx, id, version)
 }
 
 func judge(t *testing.T, c *clustertest.Core, jobs []*job.Job, accepted []job.RunID, onceOnly map[job.RunID]bool, cancelled map[job.RunID]time.Time, start, end time.Time) {
