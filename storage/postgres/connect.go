@@ -19,10 +19,11 @@ import (
 // How Serve watches. Together the first three bound how long a Postgres that hangs goes unnoticed: under 3 s.
 const (
 	lookEvery    = 500 * time.Millisecond
-	quietFor     = time.Second // a call that succeeded this lately makes a probe superfluous
+	quietFor     = time.Second     // a call that succeeded this lately makes a probe superfluous
+	askAnyway    = 5 * time.Second // but not for longer: calls do not say whose database this is
 	probeTimeout = 1250 * time.Millisecond
 
-	dialTimeout  = 3 * time.Second
+	dialTimeout  = 3 * time.Second  // of one host
 	setUpTimeout = 10 * time.Second // of everything but a migration
 	retryMin     = 250 * time.Millisecond
 	retryMax     = time.Second
@@ -178,9 +179,10 @@ func (s *Store) begin(ctx context.Context) (_ *life, err error) {
 	return l, nil
 }
 
-// dialProbe opens the connection that Serve asks its own questions on.
+// dialProbe opens the connection that Serve asks its own questions on. Of several hosts each has its time: the first may be
+// one that is switched off.
 func (s *Store) dialProbe(ctx context.Context, l *life) error {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	ctx, cancel := context.WithTimeout(ctx, setUpTimeout)
 	defer cancel()
 	cfg := s.parsed.ConnConfig.Copy()
 	cfg.DialFunc = l.sockets.dial(cfg.DialFunc)
@@ -197,14 +199,10 @@ func (s *Store) pool(ctx context.Context, l *life, p purpose, id string) (*pgxpo
 	cfg := s.parsed.Copy()
 	cfg.ConnConfig.DialFunc = l.sockets.dial(cfg.ConnConfig.DialFunc)
 	cfg.MaxConns = int32([...]int{leading: s.cfg.LeaderConns, bearing: s.cfg.BirthConns, reading: s.cfg.ReadConns}[p])
-	idle := "0"
-	if p == leading {
-		idle = "5s" // a leader that was paused within a transaction holds the fence's lock no longer than this (L1)
-	}
 	cfg.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
 		// As a statement, not as start-up parameters, which connection poolers refuse.
 		var owner string
-		err := c.QueryRow(ctx, greetSQL, statementTimeout, lockTimeout, idle).Scan(&owner, nil, nil, nil, nil)
+		err := c.QueryRow(ctx, greetSQL, statementTimeout, lockTimeout, idleTimeout).Scan(&owner, nil, nil, nil, nil, nil, nil, nil, nil)
 		if err == nil && owner != id {
 			err = foreign(owner, id)
 		}
@@ -217,9 +215,15 @@ func (s *Store) pool(ctx context.Context, l *life, p purpose, id string) (*pgxpo
 }
 
 // greetSQL makes a new connection ours, and makes sure that it leads to the database that the others lead to. What is
-// looked up by id is recent and in memory, which the planner is told: it would rather read a whole small partition.
+// looked up by id is recent and in memory, which the planner is told: it would rather read a whole small partition. The
+// session of a machine that is gone ends within a minute, and not after hours, with the locks that it holds.
+// At a higher isolation level, which a database can have as its default, the fence would read the epoch as it was before it
+// had the lock (L1).
 const greetSQL = `SELECT id, set_config('statement_timeout', $1, false), set_config('lock_timeout', $2, false),
-	set_config('idle_in_transaction_session_timeout', $3, false), set_config('random_page_cost', '1.1', false) FROM muster.cluster`
+	set_config('idle_in_transaction_session_timeout', $3, false), set_config('random_page_cost', '1.1', false),
+	set_config('tcp_keepalives_idle', '30', false), set_config('tcp_keepalives_interval', '10', false),
+	set_config('tcp_keepalives_count', '3', false),
+	set_config('default_transaction_isolation', 'read committed', false) FROM muster.cluster`
 
 func foreign(owner, id string) error {
 	return &refusal{job.Errorf(job.Unavailable, "store_of_another_cluster",
@@ -304,19 +308,21 @@ const claimSQL = `INSERT INTO muster.cluster (id) VALUES ($1) ON CONFLICT (one) 
 func (s *Store) watch(ctx context.Context, l *life) error {
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
+	asked := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-l.suspected:
 		case <-look.C:
-			if l.quiet() < quietFor {
+			if l.quiet() < quietFor && time.Since(asked) < askAnyway {
 				continue
 			}
 		}
 		if err := s.ask(ctx, l); err != nil && ctx.Err() == nil {
 			return err
 		}
+		asked = time.Now()
 	}
 }
 

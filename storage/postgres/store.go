@@ -53,6 +53,9 @@ const (
 	callTimeout      = 5 * time.Second
 	statementTimeout = "4s"
 	lockTimeout      = "3s"
+	// idleTimeout ends the session of who was paused within a transaction, with what it has locked: the fence (L1), a
+	// namespace's graph, keys, rows. Its call is over by then.
+	idleTimeout = "5s"
 )
 
 // Store implements storage.Store.
