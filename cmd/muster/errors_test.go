@@ -184,6 +184,12 @@ func TestNoNodeAnswers(t *testing.T) {
 			t.Errorf("%v: a node that is not there was waited for %v", args, took)
 		}
 	}
+	for _, at := range []string{strings.TrimPrefix(nobody, "http://"), "no-such-host.invalid"} { // Postgres is no node
+		r := world{}.muster(t, "migrate", "status", "--postgres", "postgres://u:s3cr3t@"+at+"/db")
+		if r.code != exitUnavailable || !strings.HasPrefix(r.err, "muster: the store is not available: Postgres cannot be reached") || strings.Contains(r.err, "s3cr3t") {
+			t.Errorf("no Postgres at %s: %+v", at, r)
+		}
+	}
 	r := world{}.muster(t, "job", "list", "--address", nobody+","+nobody)
 	if r.code != exitUnavailable || !strings.Contains(r.err, nobody+", "+nobody) {
 		t.Errorf("two addresses: %+v", r)

@@ -183,13 +183,17 @@ func timedOut(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &t) && t.Timeout()
 }
 
-// unreachable tells whether an error is about the way to the node rather than an answer of it.
+// unreachable tells whether an error is about the way to the node rather than an answer of it, or the way to Postgres.
 func unreachable(err error) bool {
 	var (
 		op  *net.OpError
 		dns *net.DNSError
 		u   *url.Error
+		e   *job.Error
 	)
+	if errors.As(err, &e) && e.Reason == "store_unavailable" {
+		return false
+	}
 	return errors.As(err, &op) || errors.As(err, &dns) || errors.As(err, &u) && (timedOut(u) || errors.Is(u, io.EOF))
 }
 

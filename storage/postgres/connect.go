@@ -87,7 +87,8 @@ func (s *Store) Serve(ctx context.Context) error {
 	pause := retryMin
 	for ctx.Err() == nil {
 		l, err := s.begin(ctx)
-		if err == nil {
+		was := err == nil
+		if was {
 			pause = retryMin
 			s.life.Store(l)
 			s.cfg.Logger.Info("postgres is available")
@@ -104,7 +105,7 @@ func (s *Store) Serve(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
-		if s.setAway(sentenceOf(err)) {
+		if s.setAway(sentenceOf(err)) || was {
 			s.cfg.Logger.Warn("postgres is away", "err", sentenceOf(err))
 		}
 		select {
@@ -256,7 +257,7 @@ func (s *Store) checkServer(ctx context.Context, c *pgx.Conn) error {
 }
 
 var errEmpty = job.Errorf(job.Unavailable, "store_empty",
-	"the database at this address is empty, and the cluster's was not: check --postgres, or begin anew with --adopt-store")
+	"the database at this address is empty, and only the leader of a new cluster begins with such a one: if this cluster had another, check --postgres, or begin anew with --adopt-store")
 
 // mayClaim tells whether a database that is nobody's may become ours.
 func (s *Store) mayClaim() bool {

@@ -3,8 +3,10 @@ package postgres
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -155,9 +157,21 @@ func sentence(err error) string {
 	case errors.Is(err, context.Canceled):
 		return "the call was given up before Postgres answered"
 	case errors.As(err, &connect):
-		return oneLine(connect.Error())
+		return triesOf(connect)
 	}
 	return "the connection to Postgres broke: " + oneLine(err.Error())
+}
+
+// triesOf says what became of the tries to connect. There are several for a host with several addresses, and for one that
+// is tried with TLS and without; most fail alike.
+func triesOf(err *pgconn.ConnectError) string {
+	var tries []string
+	for line := range strings.Lines(err.Unwrap().Error()) {
+		if line = oneLine(line); line != "" && !slices.Contains(tries, line) {
+			tries = append(tries, line)
+		}
+	}
+	return fmt.Sprintf("Postgres cannot be reached as the user %s with the database %s: %s", err.Config.User, err.Config.Database, strings.Join(tries, "; "))
 }
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
