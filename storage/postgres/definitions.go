@@ -236,8 +236,10 @@ func noJob(namespace, name string) error {
 
 // Job implements storage.Definitions.
 func (s *Store) Job(ctx context.Context, namespace, name string) (*job.Job, error) {
-	j, err := s.jobs.do(ctx, jobName{namespace, name}, func(ctx context.Context) (*job.Job, error) {
-		list, err := read(ctx, s, scanJob(namespace), definitionSQL["job"], namespace, name)
+	n := jobName{namespace, name}
+	j, err := s.jobs.do(ctx, n, func(ctx context.Context) (*job.Job, error) {
+		known := s.specs.get(n)
+		list, err := read(ctx, s, scanJobBut(namespace, known, func(j *job.Job) { s.specs.put(n, j) }), definitionSQL["job"], namespace, name, known.job[:], int64(known.version))
 		switch {
 		case err != nil:
 			return nil, err
@@ -306,6 +308,12 @@ func (s *Store) StartVersion(ctx context.Context, id job.JobID, version uint64, 
 }
 
 func scanJob(namespace string) pgx.RowToFunc[*job.Job] {
+	return scanJobBut(namespace, knownSpec{}, func(*job.Job) {})
+}
+
+// scanJobBut scans rows that lack the document where that is the known one. It calls learn with jobs whose documents are
+// small enough to be kept.
+func scanJobBut(namespace string, known knownSpec, learn func(*job.Job)) pgx.RowToFunc[*job.Job] {
 	return func(row pgx.CollectableRow) (*job.Job, error) {
 		j := &job.Job{Namespace: namespace}
 		var created, updated time.Time
@@ -315,7 +323,13 @@ func scanJob(namespace string) pgx.RowToFunc[*job.Job] {
 			return nil, err
 		}
 		j.CreatedAt, j.UpdatedAt = job.At(created), job.At(updated)
-		j.Spec, err = decodeDocument(document)
+		if document == nil && known.spec != nil && j.ID == known.job && j.Version == known.version {
+			j.Spec = known.spec
+			return j, nil
+		}
+		if j.Spec, err = decodeDocument(document); err == nil && len(document) <= maxSpecBytes {
+			learn(j)
+		}
 		return j, err
 	}
 }

@@ -60,8 +60,10 @@ DELETE FROM muster.jobs WHERE id = $1
 UPDATE muster.job_versions SET deleted_at = now() WHERE job_id = $1
 
 -- name: job
-SELECT j.id, j.name, j.version, j.created_at, j.updated_at, v.document
-FROM muster.jobs j JOIN muster.job_versions v ON v.job_id = j.id AND v.version = j.version
+-- Without the document if its version is the one that is known.
+SELECT j.id, j.name, j.version, j.created_at, j.updated_at, CASE WHEN j.id = $3 AND j.version = $4 THEN NULL
+    ELSE (SELECT v.document FROM muster.job_versions v WHERE v.job_id = j.id AND v.version = j.version) END
+FROM muster.jobs j
 WHERE j.namespace = $1 AND j.name = $2
 
 -- name: jobs

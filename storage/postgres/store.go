@@ -74,6 +74,7 @@ type Store struct {
 
 	pruning   pruning
 	jobs      sharedReads[jobName, *job.Job]
+	specs     specs
 	bulkySize *int64 // of tests alone; nil means bulky
 
 	births    batcher[*job.Run]
