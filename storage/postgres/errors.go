@@ -86,7 +86,13 @@ func serverAway(code string) bool {
 	case "08", "53", "57", "58", "40", "55":
 		return true // connection, resources, operator, system, a rollback that was repeated in vain, a lock not had in time
 	}
-	return code == "25006" // read only: a standby, or a full disk's emergency brake
+	switch code {
+	case "25006": // read only: a standby, or a full disk's emergency brake
+		return true
+	case "42501", "42P01", "42703", "42883", "3F000": // no right, or no such table, column, function, schema: somebody changed them
+		return true
+	}
+	return strings.HasPrefix(code, "XX") // a defect, as of an index or a disk: it is no fault of the run's that is asked for
 }
 
 func fatal(pg *pgconn.PgError) bool {

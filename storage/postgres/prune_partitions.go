@@ -74,6 +74,8 @@ func (r *round) makePartitions(ctx context.Context, list []partition) {
 			err := r.fenced(ctx, r.epoch, func(ctx context.Context, tx pgx.Tx) error { return makePartition(ctx, tx, one, parents...) })
 			if err != nil {
 				r.ddlFailed("make", parents[0], one.from, err)
+			}
+			if err != nil && !errors.Is(err, errTooMuch) { // which is said of this one alone: the next can still be made in time
 				return
 			}
 		}

@@ -112,6 +112,33 @@ func TestPartitionsAhead(t *testing.T) {
 	}
 }
 
+// Where the default partition got too many rows of this week before the week had a partition, the next weeks have theirs
+// all the same, and so have the other tables.
+func TestPartitionsAheadOfABusyWeek(t *testing.T) {
+	t.Parallel()
+	url := database(t)
+	s := raised(t, url)
+	at := nowMs()
+	for range mostMoved/1000 + 1 {
+		births := make([]*job.Run, 1000)
+		for i := range births {
+			births[i] = aRun(at)
+		}
+		submit(t, s, births...)
+	}
+	s.mustPrune(t, at.Add(-30*day), 10)
+	for parent, want := range map[string]int{"runs": 4, "attempts": 4, "ticks": 5} {
+		if list := partitionsOf(t, s, parent); len(list) != want {
+			t.Errorf("%s has %d partitions, not %d", parent, len(list), want)
+		}
+	}
+	later := aRun(at.Add(7 * day))
+	submit(t, s, later)
+	if home := homeOf(t, connect(t, url), later.ID); home == "runs_default" {
+		t.Error("a run of the next week is in the default partition")
+	}
+}
+
 // aged is a database with one old week of runs in its own partition: ended ones, live ones, running ones, and some that
 // ended lately, of which a few have attempts and a key.
 type aged struct {
