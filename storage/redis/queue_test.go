@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	goredis "github.com/redis/go-redis/v9"
 	"go.uber.org/goleak"
 
 	"github.com/musterhq/muster/internal/servers"
@@ -68,6 +69,35 @@ func TestQueue(t *testing.T) {
 	queuetest.Run(t, queuetest.Options{Open: func(t *testing.T, maxLane int) storage.Queue {
 		return client(t, server, "", patient).Queue(maxLane)
 	}})
+}
+
+// Epochs are 2^32, and the cluster goes above the one that stands in Redis: one that foreign hands wrote must not use them up.
+func TestEpochsOfForeignHands(t *testing.T) {
+	server, cluster := servers.SharedRedis(t), newCluster()
+	q := client(t, server, cluster, patient).Queue(0)
+	raise(t, q, 7)
+	opts, err := goredis.ParseURL(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign := goredis.NewClient(opts)
+	defer foreign.Close()
+	key := "{muster:" + cluster + "}:queue"
+	for _, epoch := range []string{"4294967295", "99999999999999999999", "10000008", "inf", "nan", "-5", "x", ""} {
+		if err := foreign.HSet(t.Context(), key, "epoch", epoch).Err(); err != nil {
+			t.Fatal(err)
+		}
+		raise(t, q, 8)
+		if _, err := q.Push(t.Context(), 8, t0, []job.QueueEntry{entry(1, "default")}); err != nil {
+			t.Errorf("with the epoch %q before: %v", epoch, err)
+		}
+	}
+	if err := foreign.HSet(t.Context(), key, "epoch", "10000007").Err(); err != nil {
+		t.Fatal(err)
+	}
+	if stands, err := q.Raise(t.Context(), 8); job.CodeOf(err) != job.Fenced || stands != 10_000_007 {
+		t.Errorf("%d stands, %v", stands, err)
+	}
 }
 
 // The rights that doc.go names are enough, and reach no key but the cluster's own.
