@@ -76,7 +76,7 @@ type Clock struct {
 
 	deciding, storing pace.Trouble
 
-	room int // how many ticks are stored at once: less than maxTicks while the store has little room
+	room int // how many ticks are stored at once: less than maxTicks while the store has little room, or time
 
 	mu       sync.Mutex
 	unstored []job.Tick
@@ -456,8 +456,10 @@ func (c *Clock) StepStore(ctx context.Context) (int, error) {
 		return 0, nil
 	}
 	runs, err := c.Store.StoreTicks(ctx, c.Epoch, batch)
-	if job.CodeOf(err) == job.Exhausted {
-		c.room = max(1, len(batch)/2) // where few fit, few are stored: single births must not take all room for ever
+	switch job.CodeOf(err) {
+	case job.Exhausted, // where few fit, few are stored: single births must not take all room for ever
+		job.Unavailable: // perhaps it cannot store so many in the time that a statement has
+		c.room = max(1, len(batch)/2)
 	}
 	if err != nil {
 		return 0, err

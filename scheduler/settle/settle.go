@@ -40,8 +40,10 @@ type Gateways interface {
 }
 
 const (
-	// MaxBatch bounds the outcomes of one transaction.
-	MaxBatch = 1000
+	// MaxBatch bounds the outcomes of one transaction, and maxBatchBytes their results: a store that is slow must be through
+	// with it in the time that a statement has, or it would be tried again for ever.
+	MaxBatch      = 1000
+	maxBatchBytes = 4 << 20
 	// maxInbox and maxInboxBytes bound what waits; a gateway that brings more waits with it, and so does its worker. What
 	// the leader itself concludes never waits: there is one conclusion for each lease.
 	maxInbox      = 20_000
@@ -163,13 +165,14 @@ func (s *Settler) Settling() *pace.Part {
 // Step settles one batch and tells how many outcomes it took.
 func (s *Settler) Step(ctx context.Context) (int, error) {
 	s.mu.Lock()
-	n := min(len(s.inbox), MaxBatch)
+	n, weight := 0, 0
+	for n < min(len(s.inbox), MaxBatch) && (n == 0 || weight+s.inbox[n].weight() <= maxBatchBytes) {
+		weight += s.inbox[n].weight()
+		n++
+	}
 	batch := make([]report, n)
 	copy(batch, s.inbox)
-	s.inbox = s.inbox[n:]
-	for i := range batch {
-		s.bytes -= batch[i].weight()
-	}
+	s.inbox, s.bytes = s.inbox[n:], s.bytes-weight
 	if len(s.inbox) == 0 {
 		s.inbox = nil
 	}
