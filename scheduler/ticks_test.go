@@ -211,3 +211,23 @@ func TestATickWithoutARunOverlapsNothing(t *testing.T) {
 		}
 	})
 }
+
+// Raft is told that the store has the decisions though no others come along: until then `verify` leaves them out, and the
+// next leader stores them again.
+func TestTheLastDecisionsAreAcknowledged(t *testing.T) {
+	in(t, func(t *testing.T, c *clustertest.Core) {
+		j := c.Apply(`{name: rare, schedule: {cron: "@every 1m"}, overlap: allow, exec: {command: [work]}}`)
+		decides := 0
+		c.Log.Fail(failing(clustertest.NoFailure, func(*fsm.Decide) bool { decides++; return true }))
+		time.Sleep(65 * time.Second)
+		if n := len(c.Ticks(j)); n != 1 {
+			t.Fatalf("%d decisions are in the ledger", n)
+		}
+		if n := len(c.Control.Unstored()); n != 0 {
+			t.Fatalf("of %d decisions Raft does not know that they are stored", n)
+		}
+		if decides != 2 {
+			t.Fatalf("one tick took %d entries", decides)
+		}
+	})
+}

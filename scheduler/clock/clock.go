@@ -52,6 +52,8 @@ const (
 	pausedEvery = 10 * time.Minute
 	// longestSleep bounds a sleep, so that a wall clock that was set is noticed.
 	longestSleep = time.Second
+	// acknowledgeAfter is how long Raft may hold decisions that the store has: with the next ones it is told for nothing.
+	acknowledgeAfter = 2 * time.Second
 )
 
 // Clock is one term's. Deciding is one goroutine's, Storing another's.
@@ -81,6 +83,7 @@ type Clock struct {
 	mu       sync.Mutex
 	unstored []job.Tick
 	stored   []job.TickKey
+	storedAt job.Instant // the first of them
 	toStore  chan struct{}
 	// Of decisions that an earlier leader made, the first inherited ones in unstored, it is not known whether their runs live,
 	// have ended, or never came to be, until they are stored (again). So long nothing can be decided that depends on it.
@@ -310,7 +313,7 @@ func (c *Clock) Step(ctx context.Context) (int, error) {
 		return 0, blind
 	}
 	stored := c.takeStored()
-	if len(batch) == 0 && len(stored) < maxTicks {
+	if len(batch) == 0 && len(stored) < maxTicks && !c.overdue(stored, now) {
 		c.putBackStored(stored) // they ride along with the next decisions
 		return 0, nil
 	}
@@ -484,6 +487,9 @@ func (c *Clock) StepStore(ctx context.Context) (int, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if len(c.stored) == 0 {
+		c.storedAt = c.Now()
+	}
 	for i := range batch {
 		c.stored = append(c.stored, batch[i].Key())
 		if i < c.inherited && batch[i].Disposition == job.TickRun {
@@ -539,6 +545,13 @@ func (c *Clock) takeStored() []job.TickKey {
 	out := c.stored[:n:n]
 	c.stored = c.stored[n:]
 	return out
+}
+
+// overdue tells whether no decision came along for a while to tell Raft of these with.
+func (c *Clock) overdue(stored []job.TickKey, now job.Instant) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(stored) > 0 && now.Sub(c.storedAt) >= acknowledgeAfter
 }
 
 func (c *Clock) putBackStored(keys []job.TickKey) {
