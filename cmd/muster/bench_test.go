@@ -9,11 +9,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/musterhq/muster/internal/load"
+	"github.com/musterhq/muster/internal/servers"
+	"github.com/musterhq/muster/job"
 )
 
 // TestBenchProcess is no test: it is muster in a process of its own, for TestBenchRuns.
@@ -160,5 +163,65 @@ func TestBenchOnACluster(t *testing.T) {
 	}
 	if state := w.must(t, "run", "show", id, "-o", "json"); !strings.Contains(state, `"state": "queued"`) {
 		t.Errorf("their run is now\n%s", state)
+	}
+}
+
+// With stores each repetition begins with empty ones and leaves them empty, and what holds somebody's state is refused.
+func TestBenchWithStores(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pg, rd := servers.SharedPostgres(t), servers.NewRedis(t, servers.RedisOptions{})
+	database := pg.Database(t)
+	stores := func() func(context.Context) (*load.Stores, error) {
+		fresh, err := benchStores(benchFlags{postgres: database, redis: rd.URL}, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fresh
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	r, err := load.Run(ctx, load.Options{
+		Sizes: tiny(), Command: []string{self, "-test.run=^TestBenchProcess$", "--"}, Env: append(os.Environ(), "BENCH_PROCESS=1"),
+		Fresh: stores(), StoresOnly: true, Progress: func(text string) { t.Log(text) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	plausible(t, r)
+	for _, b := range load.Benchmarks() {
+		if !slices.ContainsFunc(r.Figures, func(f *load.Figure) bool { return f.Benchmark == b.Name && f.Store == "postgres" }) {
+			t.Errorf("%s has no figures", b.Name)
+		}
+	}
+	for _, counted := range []string{"Postgres transactions per run", "Redis commands per run"} {
+		if !slices.ContainsFunc(r.Figures, func(f *load.Figure) bool { return f.Name == counted && f.Median > 0 }) {
+			t.Errorf("nothing is counted as %s", counted)
+		}
+	}
+	if left, err := pg.SQL(ctx, database, "SELECT count(*) FROM pg_namespace WHERE nspname = 'muster'"); err != nil || left != "0" {
+		t.Errorf("%s schemas are left, %v", left, err)
+	}
+	if keys, err := rd.Do(ctx, "DBSIZE"); err != nil || keys != "0" {
+		t.Errorf("%s keys are left, %v", keys, err)
+	}
+
+	if _, err := rd.Do(ctx, "SET", "theirs", "1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stores()(ctx); job.CodeOf(err) != job.Conflict {
+		t.Errorf("a Redis that holds something: %v", err)
+	}
+	if _, err := pg.SQL(ctx, database, "CREATE SCHEMA muster"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stores()(ctx); job.CodeOf(err) != job.Conflict {
+		t.Errorf("a Postgres that holds something: %v", err)
+	}
+	if keys, err := rd.Do(ctx, "GET", "theirs"); err != nil || keys != "1" {
+		t.Errorf("what was there is now %q, %v", keys, err)
 	}
 }

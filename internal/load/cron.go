@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/musterhq/muster/client"
 	"github.com/musterhq/muster/job"
 )
 
@@ -165,7 +166,7 @@ func (w *window) ledger(ctx context.Context, r *rig) (gaps, doubles, strays int,
 	for range 8 {
 		group.Go(func() error {
 			for i := int(next.Add(1)) - 1; i < len(w.jobs); i = int(next.Add(1)) - 1 {
-				v, err := r.api.Verify(ctx, r.jobName(i), w.from.Time(), w.until().Time())
+				v, err := w.verify(ctx, r, r.jobName(i))
 				if err != nil {
 					return err
 				}
@@ -179,6 +180,17 @@ func (w *window) ledger(ctx context.Context, r *rig) (gaps, doubles, strays int,
 	}
 	err = group.Wait()
 	return int(g.Load()), int(d.Load()), int(s.Load()), err
+}
+
+// verify has the node verify one ledger, as soon as it says of all ticks of the window that they are stored: it learns that
+// a little later than that they are.
+func (w *window) verify(ctx context.Context, r *rig, name string) (v *client.Verification, err error) {
+	for end := time.Now().Add(patience / 2); ; {
+		v, err = r.api.Verify(ctx, name, w.from.Time(), w.until().Time())
+		if err != nil || v.Decided >= w.ticks || time.Now().After(end) || !sleepContext(ctx, 20*time.Millisecond) {
+			return v, err
+		}
+	}
 }
 
 // dispositions is what the node says it decided of all ticks, the window's and others.
