@@ -24,7 +24,7 @@ type node struct {
 	attempts map[job.RunID][]job.Attempt
 	ticks    []job.Tick
 	marks    map[job.JobID]job.Mark
-	unstored map[job.JobID]job.Instant
+	unstored []job.Tick
 	paused   map[job.JobID]bool
 	grants   map[job.RunID]job.Grant
 	workers  map[string]*job.Worker
@@ -301,9 +301,9 @@ func (n *node) Mark(id job.JobID) (job.Mark, bool) {
 	return m, ok
 }
 
-func (n *node) Unstored(id job.JobID) job.Instant {
+func (n *node) Unstored(job.JobID) []job.Tick {
 	defer n.lock()()
-	return n.unstored[id]
+	return n.unstored
 }
 
 func (n *node) Paused(id job.JobID, _ string) job.Reason {

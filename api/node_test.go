@@ -140,8 +140,8 @@ func TestTheLedgerIsListedAndVerified(t *testing.T) {
 		t.Fatal(d)
 	}
 	// Nor is one a gap that is decided and not stored yet.
-	b.unstored = map[job.JobID]job.Instant{j.ID: day(7)}
-	if v := want[Verification](t, b, 200, "GET", path, ""); len(v.Gaps) != 0 || v.Expected != 6 {
+	b.unstored = []job.Tick{{JobID: j.ID, ScheduledAt: day(7), Disposition: job.TickRun}, {JobID: j.ID, ScheduledAt: day(8), Disposition: job.TickRun}}
+	if v := want[Verification](t, b, 200, "GET", path, ""); len(v.Gaps) != 0 || len(v.Doubles) != 1 || v.Decided != 9 {
 		t.Fatalf("%+v", v)
 	}
 	b.unstored = nil

@@ -52,8 +52,8 @@ type Schedules interface {
 	PauseJob(ctx context.Context, j *job.Job, paused bool) error
 	// Mark tells which version ticks, and how far it has.
 	Mark(id job.JobID) (job.Mark, bool)
-	// Unstored answers the first tick that is decided and that the store may not have yet; 0: there is none.
-	Unstored(id job.JobID) job.Instant
+	// Unstored answers the ticks that are decided and that the store may not have yet.
+	Unstored(id job.JobID) []job.Tick
 	// Paused answers JobPaused, NamespacePaused, Maintenance or NoReason.
 	Paused(id job.JobID, namespace string) job.Reason
 }

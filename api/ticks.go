@@ -106,10 +106,8 @@ func (a *API) verifyTicks(rq *request, in *inVerify) error {
 	if ticking {
 		until = min(until, mark.At+1)
 	}
-	// Read after the mark: a decision that is in neither was stored meanwhile, and is in the ledger.
-	if first := a.Schedules.Unstored(j.ID); first != 0 {
-		until = min(until, first)
-	}
+	// Read after the mark and before the ledger: a decision that is not here was stored meanwhile.
+	unstored := a.Schedules.Unstored(j.ID)
 	v := Verification{Since: since, Until: max(since, until), Gaps: []job.Instant{}, Doubles: []job.Instant{}, Strays: []job.Instant{}}
 	expected, err := a.expectedTicks(rq.ctx, j, mark, v.Since, v.Until)
 	if err != nil {
@@ -119,7 +117,7 @@ func (a *API) verifyTicks(rq *request, in *inVerify) error {
 	if err != nil {
 		return err
 	}
-	v.compare(expected, rows)
+	v.compare(expected, withUnstored(rows, unstored, v.Since, v.Until))
 	return rq.json(http.StatusOK, v)
 }
 
@@ -188,6 +186,20 @@ func (a *API) ledger(ctx context.Context, id job.JobID, since, until job.Instant
 		}
 		q.Before = part[len(part)-1].ScheduledAt
 	}
+}
+
+// withUnstored adds the decisions in [since, until) that no row tells of.
+func withUnstored(rows, unstored []job.Tick, since, until job.Instant) []job.Tick {
+	stored := make(map[job.Instant]bool, len(rows))
+	for _, t := range rows {
+		stored[t.ScheduledAt] = true
+	}
+	for _, t := range unstored {
+		if !stored[t.ScheduledAt] && t.ScheduledAt < until && max(t.ScheduledAt, t.Until) >= since {
+			rows = append(rows, t)
+		}
+	}
+	return rows
 }
 
 // compare lays the rows over the expected ticks.

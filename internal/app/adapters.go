@@ -77,13 +77,8 @@ func (s schedules) PauseJob(ctx context.Context, j *job.Job, paused bool) error 
 }
 
 func (s schedules) Mark(id job.JobID) (job.Mark, bool) { return s.control.Mark(id) }
-func (s schedules) Unstored(id job.JobID) (first job.Instant) {
-	for _, t := range s.state.Unstored() {
-		if t.JobID == id && (first == 0 || t.ScheduledAt < first) {
-			first = t.ScheduledAt
-		}
-	}
-	return first
+func (s schedules) Unstored(id job.JobID) []job.Tick {
+	return slices.DeleteFunc(s.state.Unstored(), func(t job.Tick) bool { return t.JobID != id })
 }
 
 func (s schedules) Paused(id job.JobID, namespace string) job.Reason {
