@@ -203,7 +203,7 @@ func (s *Store) pool(ctx context.Context, l *life, p purpose, id string) (*pgxpo
 	cfg.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
 		// As a statement, not as start-up parameters, which connection poolers refuse.
 		var owner string
-		err := c.QueryRow(ctx, greetSQL, statementTimeout, lockTimeout, idleTimeout).Scan(&owner, nil, nil, nil, nil, nil, nil, nil, nil)
+		err := c.QueryRow(ctx, greetSQL, statementTimeout, lockTimeout, idleTimeout).Scan(&owner, nil, nil, nil, nil, nil, nil, nil, nil, nil)
 		if err == nil && owner != id {
 			err = foreign(owner, id)
 		}
@@ -219,12 +219,14 @@ func (s *Store) pool(ctx context.Context, l *life, p purpose, id string) (*pgxpo
 // looked up by id is recent and in memory, which the planner is told: it would rather read a whole small partition. The
 // session of a machine that is gone ends within a minute, and not after hours, with the locks that it holds.
 // At a higher isolation level, which a database can have as its default, the fence would read the epoch as it was before it
-// had the lock (L1).
+// had the lock (L1). And where commits are not waited for, a crash would lose what was accepted (D1).
 const greetSQL = `SELECT id, set_config('statement_timeout', $1, false), set_config('lock_timeout', $2, false),
 	set_config('idle_in_transaction_session_timeout', $3, false), set_config('random_page_cost', '1.1', false),
 	set_config('tcp_keepalives_idle', '30', false), set_config('tcp_keepalives_interval', '10', false),
 	set_config('tcp_keepalives_count', '3', false),
-	set_config('default_transaction_isolation', 'read committed', false) FROM muster.cluster`
+	set_config('default_transaction_isolation', 'read committed', false),
+	set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, false)
+	FROM muster.cluster`
 
 func foreign(owner, id string) error {
 	return &refusal{job.Errorf(job.Unavailable, "store_of_another_cluster",
