@@ -208,3 +208,38 @@ func TestStaleEntriesAreDropped(t *testing.T) {
 		expectState(t, c.Run(retried.ID), job.Succeeded, job.NoReason)
 	})
 }
+
+// A single run starts when its grant is in Raft: no timer is on its way, neither at a term's beginning nor after a while.
+func TestASingleRunStartsAtOnce(t *testing.T) {
+	for _, loads := range []bool{false, true} {
+		t.Run(fmt.Sprint(loads), func(t *testing.T) {
+			in(t, func(t *testing.T, c *clustertest.Core) {
+				const reading, granting = 700 * time.Microsecond, 2 * time.Millisecond
+				c.Configure = func(x *scheduler.Config) { x.LoadLanes, x.Store = loads, slow{x.Store, reading} }
+				c.Workers.Add(worker("w", 5), clustertest.Succeed(20*time.Millisecond))
+				c.Depose()
+				c.Lead()
+				c.Log.Delay(granting)
+				time.Sleep(137 * time.Millisecond)
+				behind := 0 // an entry that tells Raft of ended leases, as there is one each second
+				for i := range 200 {
+					r := birth(t, c, job.Submission{Spec: c.Spec(plain)})
+					store(t, c, r)
+					told := time.Now()
+					c.Term().Born([]*job.Run{r})
+					time.Sleep(time.Duration(i*7919%400)*time.Millisecond + 50*time.Millisecond)
+					s := c.Workers.Starts()
+					last := s[len(s)-1]
+					if took := last.At.Sub(told); last.Run != r.ID || took > reading+2*granting {
+						t.Fatalf("run %d started after %s", i, took)
+					} else if took > reading+granting {
+						behind++
+					}
+				}
+				if behind > 4 {
+					t.Errorf("%d of 200 runs waited for another entry", behind)
+				}
+			})
+		})
+	}
+}

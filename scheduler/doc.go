@@ -6,9 +6,15 @@
 //	settle     ends attempts and decides what follows
 //	reap       ends leases that ran out
 //	reconcile  finds what any of the others lost
+//	backlog    keeps the queue small, and its order as if it held everything
+//	status     tells a cache what runs
 //	fleet      whom they share: workers, leases, and in whose hand each run is
 //	overlap    which runs of a job's ticks are active
 //	specs      documents by version
+//
+// The store may be away at any moment, for minutes. Each part then tries again at a bounded rate and says so once
+// (pace.Trouble); leases, heartbeats and decisions of ticks go on, for they are Raft's; results wait; and when the store is
+// back nobody has to be told.
 //
 // The ports (ports.go) are what a term asks of Raft, the store, the queue and the gateways. All that a term remembers is
 // rebuilt from Raft and the store when it begins; nothing survives it.
