@@ -21,7 +21,7 @@ func (f *storeFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.postgres, "postgres", "", "`URL` of the PostgreSQL that keeps jobs and runs (default: the node's own state)")
 	fs.StringVar(&f.redis, "redis", "", "`URL` of the Redis that holds the queue (default: the leader's memory)")
 	fs.BoolVar(&f.keepSchema, "keep-schema", false, "change no schema in PostgreSQL; muster migrate does")
-	fs.BoolVar(&f.adopt, "adopt-store", false, "take a PostgreSQL over that belongs to another cluster")
+	fs.BoolVar(&f.adopt, "adopt-store", false, "take a PostgreSQL over that belongs to another cluster, or begin anew with an empty one")
 	ofOneCall(fs, "adopt-store")
 }
 
@@ -33,8 +33,11 @@ const migrateHelp = `Bring the schema of a PostgreSQL up to date, or look at it.
 start, unless they are told to --keep-schema: then somebody who may change schemas does
 it before a new release of Muster is started.
 
-    muster migrate status --postgres postgres://admin@db/muster
-    muster migrate up     --postgres postgres://admin@db/muster
+    muster migrate status --postgres postgres://muster@db/muster
+    muster migrate up     --postgres postgres://muster@db/muster
+
+What is made has to belong to the nodes' role. As somebody else, such as an administrator, say
+so in the URL: postgres://admin@db/muster?role=muster
 
 A password is better not written on a command line, where others see it: set
 MUSTER_POSTGRES, or use a password file (~/.pgpass).`

@@ -239,19 +239,22 @@ func (s *Store) checkServer(ctx context.Context, c *pgx.Conn) error {
 	defer cancel()
 	var version int
 	var encoding string
-	var standby, empty bool
+	var standby, readOnly, empty bool
 	err := c.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, current_setting('server_encoding'),
-		pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on', to_regclass('muster.cluster') IS NULL`).
-		Scan(&version, &encoding, &standby, &empty)
+		pg_is_in_recovery(), current_setting('transaction_read_only') = 'on', to_regclass('muster.cluster') IS NULL`).
+		Scan(&version, &encoding, &standby, &readOnly, &empty)
 	switch {
 	case err != nil:
-		return err
+		return unreadable(err)
 	case version < 140000:
 		return refuse("postgres_version", "this Postgres is version %d, and Muster needs 14 or newer", version/10000)
 	case encoding != "UTF8":
 		return refuse("postgres_encoding", "this database's encoding is %s, and Muster needs UTF8: create it with ENCODING 'UTF8' TEMPLATE template0", encoding)
 	case standby:
 		return job.Errorf(job.Unavailable, storeUnavailable, "this Postgres is read-only: it is a standby, and the primary is needed")
+	case readOnly:
+		return job.Errorf(job.Unavailable, storeUnavailable,
+			"this Postgres is read-only for us: turn default_transaction_read_only off for the role, the database or the server")
 	case empty && !s.mayClaim():
 		return errEmpty
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
@@ -41,7 +42,8 @@ func Migrate(ctx context.Context, url string) ([]Migration, error) {
 	if err != nil {
 		return nil, err
 	}
-	return migrate(ctx, cfg.ConnConfig)
+	done, err := migrate(ctx, cfg.ConnConfig)
+	return done, mapError(err)
 }
 
 // Status answers the steps of the schema that this release knows, and when each was applied to a database, and then those
@@ -61,11 +63,11 @@ func Status(ctx context.Context, url string) ([]Migration, error) {
 	steps := known()
 	var there bool
 	if err := c.QueryRow(ctx, "SELECT to_regclass($1) IS NOT NULL", migrationsTable).Scan(&there); err != nil || !there {
-		return steps, mapError(err)
+		return steps, mapError(unreadable(err))
 	}
 	rows, err := c.Query(ctx, "SELECT version_id, tstamp AT TIME ZONE current_setting('TimeZone') FROM "+migrationsTable+" WHERE is_applied ORDER BY id")
 	if err != nil {
-		return nil, mapError(err)
+		return nil, mapError(unreadable(err))
 	}
 	var version int64
 	var at time.Time
@@ -79,7 +81,7 @@ func Status(ctx context.Context, url string) ([]Migration, error) {
 		}
 		return nil
 	})
-	return steps, mapError(err)
+	return steps, mapError(unreadable(err))
 }
 
 // known is the steps that this release has, in order.
@@ -144,10 +146,10 @@ func schemaVersion(ctx context.Context, c *pgx.Conn) (version int64, err error) 
 	defer cancel()
 	var there bool
 	if err := c.QueryRow(ctx, "SELECT to_regclass($1) IS NOT NULL", migrationsTable).Scan(&there); err != nil || !there {
-		return 0, err
+		return 0, unreadable(err)
 	}
 	err = c.QueryRow(ctx, "SELECT coalesce(max(version_id), 0) FROM "+migrationsTable+" WHERE is_applied").Scan(&version)
-	return version, err
+	return version, unreadable(err)
 }
 
 // migrate applies what is missing.
@@ -179,11 +181,33 @@ func migrate(ctx context.Context, cfg *pgx.ConnConfig) (done []Migration, err er
 }
 
 func unableToMigrate(err error) error {
-	mapped := job.AsError(mapError(err))
-	if mapped.Code == job.Unavailable {
-		return mapped
+	return schemaError("the schema could not be brought up to date", err)
+}
+
+func unreadable(err error) error {
+	return schemaError("what was applied to this database cannot be read", err)
+}
+
+// schemaError says what to do besides what is wrong, where a role may not do it, or where there is a schema already that
+// somebody else made or changed.
+func schemaError(what string, err error) error {
+	var pg *pgconn.PgError
+	var why string
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &pg) && pg.Code == "42501":
+		why = sentence(err) + "; make the role the owner of the database, or run `muster migrate up` as one who may with ?role= in the URL"
+	case pg != nil && strings.HasPrefix(pg.Code, "42"):
+		why = sentence(err) + "; the schema muster of this database is not as Muster makes it: use another database, or drop that schema if nobody needs it"
+	case job.CodeOf(mapError(err)) == job.Unavailable:
+		return err
+	case pg != nil:
+		why = sentence(err)
+	default:
+		why = oneLine(err.Error())
 	}
-	return &job.Error{Code: job.Internal, Reason: "migration", Message: "the schema could not be brought up to date: " + oneLine(err.Error()), Cause: err}
+	return &job.Error{Code: job.Internal, Reason: "migration", Message: what + ": " + why, Cause: err}
 }
 
 // makeSchema makes the schema first: goose's own table is in it. An administrator may have made it, for a role that may not.

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/musterhq/muster/internal/servers"
+	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/migrations"
 )
 
@@ -172,4 +173,26 @@ func TestSchemaMadeByAdministrator(t *testing.T) {
 		}
 	}
 	openAt(t, url).mustPut(t, document("a"))
+}
+
+// A schema that somebody else made, and a role that may make none, are refused with what to do about it.
+func TestSchemaCannotBeMade(t *testing.T) {
+	t.Parallel()
+	pg := servers.SharedPostgres(t)
+	for _, c := range []struct{ name, sql, why string }{
+		{"others' tables", "CREATE SCHEMA muster AUTHORIZATION muster; CREATE TABLE muster.jobs (x text)", "not as Muster makes it"},
+		{"another list of migrations", "CREATE SCHEMA muster AUTHORIZATION muster; CREATE TABLE muster.migrations (x text); ALTER TABLE muster.migrations OWNER TO muster", "not as Muster makes it"},
+		{"a schema of another role", "CREATE SCHEMA muster", "owner of the database"},
+		{"no right to make one", "DO $$ BEGIN EXECUTE 'ALTER DATABASE ' || current_database() || ' OWNER TO postgres; REVOKE CREATE ON DATABASE ' || current_database() || ' FROM muster, public'; END $$", "owner of the database"},
+	} {
+		url := pg.Database(t)
+		if _, err := pg.SQL(t.Context(), url, c.sql); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Migrate(t.Context(), url)
+		code(t, c.name, err, job.Internal)
+		contains(t, c.name, job.AsError(err).Message, c.why, "Postgres says: ")
+		s, _ := start(t, url)
+		wait(t, c.name+" is refused", func() bool { ok, why := s.Ready(); return !ok && strings.Contains(why, c.why) && !strings.Contains(why, "\n") })
+	}
 }
