@@ -219,6 +219,18 @@ func (n *node) Run(_ context.Context, id job.RunID) (*job.Run, error) {
 	return nil, job.Errorf(job.NotFound, "no_run", "there is no run %s", id)
 }
 
+func (n *node) Load(_ context.Context, ids []job.RunID) ([]*job.Run, error) {
+	defer n.lock()()
+	if n.storeErr != nil {
+		return nil, n.storeErr
+	}
+	rows := make([]*job.Run, len(ids))
+	for i, id := range ids {
+		rows[i] = n.runs[id]
+	}
+	return rows, nil
+}
+
 func (n *node) Runs(_ context.Context, q job.RunQuery) (p job.RunPage, _ error) {
 	defer n.lock()()
 	var all []*job.Run

@@ -35,6 +35,7 @@ type Births interface {
 // Reads answers people.
 type Reads interface {
 	Run(ctx context.Context, id job.RunID) (*job.Run, error)
+	Load(ctx context.Context, ids []job.RunID) ([]*job.Run, error)
 	Runs(ctx context.Context, q job.RunQuery) (job.RunPage, error)
 	Attempts(ctx context.Context, id job.RunID) ([]job.Attempt, error)
 	Ticks(ctx context.Context, q job.TickQuery) ([]job.Tick, error)

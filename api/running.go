@@ -101,19 +101,27 @@ func (a *API) leasedRuns(ctx context.Context, q job.RunQuery, horizon job.RunID,
 	slices.SortFunc(grants, func(x, y job.Grant) int { return bytes.Compare(y.RunID[:], x.RunID[:]) })
 	// Filters beyond the grant's own fields need the row; one page looks at so many, and the next goes on from there.
 	const mostRead = 2 * MaxPage
-	for i, g := range grants {
-		r, err := a.Store.Run(ctx, g.RunID)
-		switch {
-		case job.CodeOf(err) == job.NotFound: // its home does not know it yet
-			continue
-		case err != nil:
+	read := 0
+	for part := range slices.Chunk(grants, min(limit, MaxPage)) {
+		ids := make([]job.RunID, len(part))
+		for i := range part {
+			ids[i] = part[i].RunID
+		}
+		rows, err := a.Store.Load(ctx, ids)
+		if err != nil {
 			return nil, cut, err
 		}
-		if r = underLease(r, &g); matches(r, &q) {
-			runs = append(runs, r)
-		}
-		if len(runs) == limit || i+1 == mostRead {
-			return runs, g.RunID, nil
+		for i, r := range rows {
+			read++
+			if r == nil { // its home does not know it yet
+				continue
+			}
+			if r = underLease(r, &part[i]); matches(r, &q) {
+				runs = append(runs, r)
+			}
+			if len(runs) == limit || read == mostRead {
+				return runs, part[i].RunID, nil
+			}
 		}
 	}
 	return runs, cut, nil
