@@ -193,6 +193,9 @@ func TestSchemaCannotBeMade(t *testing.T) {
 		code(t, c.name, err, job.Internal)
 		contains(t, c.name, job.AsError(err).Message, c.why, "Postgres says: ")
 		s, _ := start(t, url)
-		wait(t, c.name+" is refused", func() bool { ok, why := s.Ready(); return !ok && strings.Contains(why, c.why) && !strings.Contains(why, "\n") })
+		wait(t, c.name+" is refused", func() bool {
+			ok, why := s.Ready()
+			return !ok && strings.Contains(why, c.why) && !strings.Contains(why, "\n")
+		})
 	}
 }
