@@ -17,6 +17,7 @@ func (n *node) schedulerMetrics() *scheduler.Metrics {
 		mended := f.NewCounterVec(prometheus.CounterOpts{Name: "muster_reconciled_total", Help: "What the reconciler mended, by kind."}, []string{"what"})
 		refused := f.NewCounter(prometheus.CounterOpts{Name: "muster_results_refused_total", Help: "Results refused because a higher fence was issued."})
 		granted := f.NewCounter(prometheus.CounterOpts{Name: "muster_grants_total", Help: "Attempts given to workers."})
+		status := f.NewCounter(prometheus.CounterOpts{Name: "muster_status_lost_total", Help: "Running runs that Redis could not be told of; they are read from the store."})
 		f.NewGaugeFunc(prometheus.GaugeOpts{Name: "muster_leading", Help: "1 while this node leads."}, func() float64 {
 			if n.term.Load() != nil {
 				return 1
@@ -31,6 +32,8 @@ func (n *node) schedulerMetrics() *scheduler.Metrics {
 			Mended:  func(what string, c int) { mended.WithLabelValues(what).Add(float64(c)) },
 			Refused: refused.Inc,
 			Granted: func(c int) { granted.Add(float64(c)) },
+
+			StatusLost: func(c int) { status.Add(float64(c)) },
 		}
 	})
 	return n.metrics

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sort"
+	"strings"
 	"testing"
 	"time"
 
@@ -187,6 +188,33 @@ func (d *definitions) PutSchedule(_ context.Context, m job.Mark) (job.Mark, erro
 func (d *definitions) DropSchedule(_ context.Context, id job.JobID, _ uint64) error {
 	delete(d.marks, id)
 	return nil
+}
+
+// S11: a store that was put back to an earlier moment is said to be one, once for each job; a change under way is not.
+func TestAStoreThatIsBehindRaft(t *testing.T) {
+	d := &definitions{marks: map[job.JobID]job.Mark{}}
+	for i, n := range []string{"a", "b"} {
+		id := job.JobID{byte(i + 1)}
+		d.heads = append(d.heads, job.JobHead{ID: id, Namespace: "default", Name: n, Version: 1})
+		d.marks[id] = job.Mark{JobID: id, Version: 2}
+	}
+	var said strings.Builder
+	s := &reconcile.Schedules{Definitions: d, Marks: d, Logger: slog.New(slog.NewTextHandler(&said, nil))}
+	step := func() {
+		if err := s.Step(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	step()
+	if said.Len() > 0 {
+		t.Fatal(said.String())
+	}
+	d.heads[0].Version = 2 // it was only read early
+	step()
+	step()
+	if n := strings.Count(said.String(), "\n"); n != 1 || !strings.Contains(said.String(), "job=b version=1 ticks=2") {
+		t.Fatal(said.String())
+	}
 }
 
 // L7: the store is told from when a version ticks, once; the schedule of a job that is gone ends, whatever page it was on.

@@ -46,6 +46,13 @@ type Schedules struct {
 	gone            map[job.JobID]bool // marks whose job was not met since the beginning
 	compared        bool               // all jobs were, once
 	counts          struct{ followed, dropped, dated int }
+	older           map[job.JobID]older // jobs of which a version ticks that the store has never had
+}
+
+// older is a job that the store has in an older version than the one that ticks, as it was met.
+type older struct {
+	version uint64
+	said    bool
 }
 
 // Comparing is the part that compares.
@@ -86,6 +93,8 @@ func (s *Schedules) Step(ctx context.Context) error {
 		switch {
 		case !ok || m.Version < h.Version:
 			err = s.follow(ctx, h, ok)
+		case m.Version > h.Version:
+			s.behind(h, m)
 		case m.Version == h.Version && m.From != h.From:
 			if err = s.Definitions.StartVersion(ctx, h.ID, h.Version, m.From); err == nil {
 				s.counts.dated++
@@ -112,6 +121,23 @@ func (s *Schedules) Step(ctx context.Context) error {
 	}
 	s.namespace, s.name, s.gone, s.compared = "", "", nil, true
 	return nil
+}
+
+// behind says, once, that a job's version that ticks is not in the store, which happens when the store was put back to an
+// earlier moment (S11): its ticks get their disposition and no run. Met once it means nothing, since the heads were read
+// before the mark.
+func (s *Schedules) behind(h job.JobHead, m job.Mark) {
+	switch o := s.older[h.ID]; {
+	case o.version != h.Version:
+		if s.older == nil {
+			s.older = map[job.JobID]older{}
+		}
+		s.older[h.ID] = older{version: h.Version}
+	case !o.said:
+		s.older[h.ID] = older{h.Version, true}
+		s.Logger.Error("the store has an older version of a job than the one that ticks, so its ticks start nothing: was the store put back to an earlier moment? apply the job again",
+			"namespace", h.Namespace, "job", h.Name, "version", h.Version, "ticks", m.Version)
+	}
 }
 
 // follow brings a version into effect, if it has a schedule, or ends the schedule of the one before.
