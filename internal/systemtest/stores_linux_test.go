@@ -176,8 +176,8 @@ func TestStoresFlush(t *testing.T) {
 	h, r := c.end()
 	row(t, r, "Redis flushed %d times, every 5 s; filled %d times\nticks late: %s", n, again, spread(lateness(h, from, now())))
 	undisturbed(t, r)
-	if again < n {
-		t.Errorf("Redis was flushed %d times, and filled anew %d times", n, again)
+	if again == 0 { // not each time: who loses Redis often stays away from it for longer
+		t.Error("nobody noticed that Redis was empty")
 	}
 }
 
