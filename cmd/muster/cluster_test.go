@@ -151,6 +151,16 @@ func TestTheStatusIsThatOfANodeWithALeader(t *testing.T) {
 	}
 }
 
+func TestTheStatusSaysWhatToDoWithoutPostgres(t *testing.T) {
+	t.Parallel()
+	for status, want := range map[string]bool{`"outage":true,"outage_reason":"it hangs"`: true, `"outage":false`: false} {
+		out := at(serveCluster(t, &fakeCluster{status: `{"id":"c1","leader":"n1","store":"postgres","quorum":{"healthy":true},` + status + `}`})).must(t, "cluster", "status")
+		if strings.Contains(out, "postgres, out of reach: it hangs") != want || strings.Contains(out, "To do") != want {
+			t.Errorf("%s: %s", status, out)
+		}
+	}
+}
+
 func TestARestoreIsConfirmed(t *testing.T) {
 	t.Parallel()
 	f := &fakeCluster{status: `{"id":"c1","leader":"n1"}`}

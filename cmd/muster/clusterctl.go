@@ -128,6 +128,9 @@ func (c *cli) clusterSheet(s *client.ClusterStatus) *sheet {
 		}
 	}
 	w.add("Store", store)
+	if s.Outage {
+		w.add("To do", cell{"see that this node reaches its Postgres: until then it answers requests about jobs and runs with 503; what runs goes on", "33"})
+	}
 	if s.Queue != "" && s.Queue != "memory" {
 		queue := cell{text: s.Queue}
 		if s.QueueOutage {
