@@ -103,6 +103,7 @@ func TestStoresBacklog(t *testing.T) {
 	c.leader()
 	c.awaitWhole()
 	s := c.stored
+	s.awaitNodes()
 	put(t.Context(), t, c.load.sdk, c.rec, &job.Document{Name: "backlog", Exec: &job.Exec{Command: []string{nothing}}})
 	empty := s.quietly()
 	c.backlog("backlog", laneCap)

@@ -301,6 +301,7 @@ func (c *cluster) start() {
 		n.start()
 	}
 	c.leader()
+	c.stored.awaitNodes()
 	for _, w := range c.workers {
 		w.start()
 	}

@@ -3,6 +3,7 @@ package systemtest
 import (
 	"context"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -107,6 +108,17 @@ func (s *stores) count(sql string) int {
 	n, err := strconv.Atoi(out)
 	s.must(err)
 	return n
+}
+
+// awaitNodes waits until every node has found Postgres as the first leader made it.
+func (s *stores) awaitNodes() {
+	if s == nil {
+		return
+	}
+	s.c.t.Helper()
+	s.c.await(time.Minute, "way from every node to Postgres", func() bool {
+		return !slices.ContainsFunc(s.c.nodes, func(n *process) bool { return s.c.metrics(n)["muster_postgres_up"] != 1 })
+	})
 }
 
 // awaitQueue waits until the leader's queue is in Redis again, which it must be without anybody's help.
