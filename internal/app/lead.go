@@ -2,10 +2,12 @@ package app
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync"
 	"time"
 
+	"github.com/musterhq/muster/fsm"
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/scheduler"
 	"github.com/musterhq/muster/worker/gateway"
@@ -20,9 +22,25 @@ func (n *node) gateways() scheduler.Gateways {
 	return n.gateway
 }
 
-// lead is one reign: it returns when the term's work has wholly ended (L1).
+// lead is one reign: it returns when its work has wholly ended (L1).
 func (n *node) lead(ctx context.Context) error {
-	term, err := n.beginTerm(ctx, scheduler.Config{
+	for {
+		err := n.work(ctx)
+		if !errors.Is(err, errStoreCame) {
+			return err
+		}
+	}
+}
+
+// errStoreCame ends a term whose store was away: behind its address may be another server now, an old copy even. It is raised
+// anew before it is written to, and nodes that still reach the one from before learn by the epoch that it is not theirs.
+var errStoreCame = errors.New("the store was away and came back")
+
+// work is one term.
+func (n *node) work(reign context.Context) error {
+	ctx, end := context.WithCancelCause(reign)
+	defer end(nil)
+	term, came, err := n.beginTerm(ctx, scheduler.Config{
 		Control: n.control, Store: n.store, Queue: n.queue(), Gateways: n.gateways(), Clock: systemClock{n.clock.Now, n.Elapsed},
 		Jitter: rand.Float64, Logger: n.Logger, History: n.History, Metrics: n.schedulerMetrics(), Status: n.status(),
 		LoadLanes: n.postgres != nil,
@@ -31,39 +49,71 @@ func (n *node) lead(ctx context.Context) error {
 		return err
 	}
 	n.begin()
+	if n.postgres != nil {
+		if _, err := n.raft.Propose(ctx, &fsm.RaiseStore{Epoch: term.Epoch()}); err != nil {
+			n.Logger.Warn("the cluster does not know to which epoch the store was raised", "err", err)
+		}
+		var watch sync.WaitGroup
+		defer watch.Wait()
+		defer end(nil)
+		watch.Go(func() {
+			for ctx.Err() == nil && n.storeCame() == came {
+				select {
+				case <-ctx.Done():
+				case <-time.After(50 * time.Millisecond):
+				}
+			}
+			end(errStoreCame)
+		})
+	}
 	n.term.Store(term)
 	defer n.term.Store(nil)
 	if n.hub == nil {
 		n.gateway.SetLeader(term)
 		defer n.gateway.SetLeader(nil)
-		return term.Run(ctx)
+	} else {
+		if err := n.hub.Lead(term, term.Epoch()); err != nil {
+			return err
+		}
+		defer n.hub.Unlead()
 	}
-	if err := n.hub.Lead(term, term.Epoch()); err != nil {
-		return err
+	err = term.Run(ctx)
+	if cause := context.Cause(ctx); reign.Err() == nil && errors.Is(cause, errStoreCame) {
+		return cause
 	}
-	defer n.hub.Unlead()
-	return term.Run(ctx)
+	return err
+}
+
+// storeCame counts how often the store came.
+func (n *node) storeCame() uint64 {
+	if n.postgres == nil {
+		return 0
+	}
+	return n.postgres.Came()
 }
 
 // beginTerm begins a term as soon as the store answers. Without it there is none: nobody could say what runs and what is due.
-func (n *node) beginTerm(ctx context.Context, c scheduler.Config) (*scheduler.Term, error) {
+func (n *node) beginTerm(ctx context.Context, c scheduler.Config) (_ *scheduler.Term, came uint64, _ error) {
 	n.claims.Store(n.state.Store() == "")
 	defer n.claims.Store(false)
 	for said := false; ; {
 		// Each try raises the epoch in Raft, so there is none while it is known to be in vain.
+		pause := 100 * time.Millisecond
 		err := n.storeAway()
 		if err == nil {
 			// Only a database that was reached becomes the cluster's: after that, an empty one at its address is refused.
 			if err := n.claim(ctx); err != nil {
-				return nil, err
+				return nil, 0, err
 			}
 			if err := n.agrees(); err != nil {
-				return nil, err
+				return nil, 0, err
 			}
 			var term *scheduler.Term
+			came = n.storeCame()
 			term, err = scheduler.Begin(ctx, c)
+			pause = time.Second // it is there and refuses: each try costs an epoch
 			if code := job.CodeOf(err); n.postgres == nil || code != job.Unavailable && code != job.Unknown {
-				return term, err
+				return term, came, err
 			}
 		}
 		if !said {
@@ -73,8 +123,8 @@ func (n *node) beginTerm(ctx context.Context, c scheduler.Config) (*scheduler.Te
 		n.begin() // requests are answered with what is wrong
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(100 * time.Millisecond):
+			return nil, 0, ctx.Err()
+		case <-time.After(pause):
 		}
 	}
 }

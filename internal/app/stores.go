@@ -50,8 +50,8 @@ func (n *node) openStores() (err error) {
 		return nil
 	}
 	n.postgres, err = postgres.New(postgres.Config{URL: n.Postgres, ClusterID: n.clusterID, Migrate: !n.KeepSchema, AdoptStore: n.AdoptStore,
-		MayClaim: n.claims.Load,
-		Logger:   n.Logger, Registerer: n.registry})
+		MayClaim: n.claims.Load, Raised: func() job.Epoch { return n.state.View().StoreEpoch() },
+		Logger: n.Logger, Registerer: n.registry})
 	if err != nil {
 		return err
 	}

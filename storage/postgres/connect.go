@@ -90,6 +90,7 @@ func (s *Store) Serve(ctx context.Context) error {
 		was := err == nil
 		if was {
 			pause = retryMin
+			s.came.Add(1)
 			s.life.Store(l)
 			s.cfg.Logger.Info("postgres is available")
 			err = s.watch(ctx, l)
@@ -203,9 +204,13 @@ func (s *Store) pool(ctx context.Context, l *life, p purpose, id string) (*pgxpo
 	cfg.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
 		// As a statement, not as start-up parameters, which connection poolers refuse.
 		var owner string
-		err := c.QueryRow(ctx, greetSQL, statementTimeout, lockTimeout, idleTimeout).Scan(&owner, nil, nil, nil, nil, nil, nil, nil, nil, nil)
+		var epoch int64
+		err := c.QueryRow(ctx, greetSQL, statementTimeout, lockTimeout, idleTimeout).Scan(&owner, &epoch, nil, nil, nil, nil, nil, nil, nil, nil, nil)
 		if err == nil && owner != id {
 			err = foreign(owner, id)
+		}
+		if err == nil {
+			err = s.notBehind(epoch)
 		}
 		if err == nil && p != reading {
 			_, err = c.Exec(ctx, plansSQL)
@@ -220,7 +225,7 @@ func (s *Store) pool(ctx context.Context, l *life, p purpose, id string) (*pgxpo
 // session of a machine that is gone ends within a minute, and not after hours, with the locks that it holds.
 // At a higher isolation level, which a database can have as its default, the fence would read the epoch as it was before it
 // had the lock (L1). And where commits are not waited for, a crash would lose what was accepted (D1).
-const greetSQL = `SELECT id, set_config('statement_timeout', $1, false), set_config('lock_timeout', $2, false),
+const greetSQL = `SELECT id, epoch, set_config('statement_timeout', $1, false), set_config('lock_timeout', $2, false),
 	set_config('idle_in_transaction_session_timeout', $3, false), set_config('random_page_cost', '1.1', false),
 	set_config('tcp_keepalives_idle', '30', false), set_config('tcp_keepalives_interval', '10', false),
 	set_config('tcp_keepalives_count', '3', false),
@@ -231,6 +236,15 @@ const greetSQL = `SELECT id, set_config('statement_timeout', $1, false), set_con
 func foreign(owner, id string) error {
 	return &refusal{job.Errorf(job.Unavailable, "store_of_another_cluster",
 		"this Postgres database belongs to the cluster %s, and this is the cluster %s: check --postgres, or take the database over with --adopt-store", owner, id)}
+}
+
+// notBehind refuses a database that is this cluster's by its id, and not the one that its leader writes to.
+func (s *Store) notBehind(epoch int64) error {
+	if raised := s.cfg.Raised(); epoch < int64(raised) {
+		return job.Errorf(job.Unavailable, "store_behind",
+			"this Postgres database stands at epoch %d, and the cluster's was raised to %d: it is an old primary or a copy; check --postgres, or, if it was put back to an earlier moment on purpose, start a node with --adopt-store", epoch, raised)
+	}
+	return nil
 }
 
 // checkServer refuses what Muster cannot live on.
@@ -274,32 +288,39 @@ func (s *Store) claim(ctx context.Context, c *pgx.Conn, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, setUpTimeout)
 	defer cancel()
 	var owner string
-	query, args := "SELECT id FROM muster.cluster", []any{}
+	var epoch int64
+	query, args := "SELECT id, epoch FROM muster.cluster", []any{}
 	if s.mayClaim() {
 		query, args = claimSQL, []any{id}
 	}
-	switch found, err := one(&owner, c.QueryRow(ctx, query, args...).Scan(&owner)); {
+	switch found, err := one(&owner, c.QueryRow(ctx, query, args...).Scan(&owner, &epoch)); {
 	case err != nil:
 		return err
 	case found == nil:
 		return errEmpty
 	}
-	if owner == id {
-		return nil
-	}
-	if !s.cfg.AdoptStore || s.wasUp {
+	raised := s.cfg.Raised()
+	switch adopt := s.cfg.AdoptStore && !s.wasUp; {
+	case owner == id && (epoch >= int64(raised) || !adopt):
+		return s.notBehind(epoch)
+	case !adopt:
 		return foreign(owner, id)
 	}
 	// Whatever the other cluster's leader does ends first, or the fence would let it commit after this.
 	err := pgx.BeginFunc(ctx, c, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", raiseLock)
 		if err == nil {
-			_, err = tx.Exec(ctx, "UPDATE muster.cluster SET id = $1, claimed_at = now()", id)
+			_, err = tx.Exec(ctx, "UPDATE muster.cluster SET id = $1, claimed_at = now(), epoch = greatest(epoch, $2)", id, int64(raised))
 		}
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("take the database over: %w", err)
+	}
+	if owner == id {
+		s.cfg.Logger.Warn("this postgres database is older than what the cluster wrote last and was taken over, as --adopt-store says: what it lacks is lost",
+			"epoch", epoch, "raised", raised)
+		return nil
 	}
 	s.cfg.Logger.Warn("this postgres database belonged to another cluster and was taken over, as --adopt-store says: that cluster can no longer use it",
 		"previous_cluster_id", owner, "cluster_id", id)
@@ -308,7 +329,7 @@ func (s *Store) claim(ctx context.Context, c *pgx.Conn, id string) error {
 
 // claimSQL answers the owner after the call, whoever that is. The update changes nothing: it makes the row visible also
 // to the one of two claimants that came second.
-const claimSQL = `INSERT INTO muster.cluster (id) VALUES ($1) ON CONFLICT (one) DO UPDATE SET id = muster.cluster.id RETURNING id`
+const claimSQL = `INSERT INTO muster.cluster (id) VALUES ($1) ON CONFLICT (one) DO UPDATE SET id = muster.cluster.id RETURNING id, epoch`
 
 // watch returns when ctx ends, with nil, or when Postgres is away, with why.
 func (s *Store) watch(ctx context.Context, l *life) error {
@@ -339,10 +360,11 @@ func (s *Store) ask(ctx context.Context, l *life) error {
 	defer cancel()
 	for try := 1; ; try++ {
 		var owner string
+		var epoch int64
 		var standby bool
 		err := errors.New("no connection")
 		if !l.probe.IsClosed() {
-			err = l.probe.QueryRow(ctx, "SELECT id, pg_is_in_recovery() FROM muster.cluster").Scan(&owner, &standby)
+			err = l.probe.QueryRow(ctx, "SELECT id, epoch, pg_is_in_recovery() FROM muster.cluster").Scan(&owner, &epoch, &standby)
 		}
 		switch {
 		case err == nil && owner != s.cfg.ClusterID():
@@ -351,7 +373,7 @@ func (s *Store) ask(ctx context.Context, l *life) error {
 			return job.Errorf(job.Unavailable, storeUnavailable, "this Postgres became a standby, and the primary is needed")
 		case err == nil:
 			l.succeeded()
-			return nil
+			return s.notBehind(epoch)
 		case try == 2 || ctx.Err() != nil || !l.probe.IsClosed():
 			return err
 		}

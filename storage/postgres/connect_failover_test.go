@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -115,4 +116,42 @@ func TestTakenOverWhileBusy(t *testing.T) {
 	case <-time.After(3 * askAnyway):
 		t.Fatal("births of the one cluster go to the other's store")
 	}
+}
+
+// S11: a database with the cluster's id that its leader does not write to (an old primary that still takes writes, a copy, one
+// that was put back) is refused by its epoch, at once and under load, until somebody says that it is meant.
+func TestADatabaseThatTheLeaderDoesNotWriteTo(t *testing.T) {
+	t.Parallel()
+	url := database(t)
+	var raised atomic.Uint32
+	knows := func(c *Config) { c.Raised = func() job.Epoch { return job.Epoch(raised.Load()) } }
+	s := openAt(t, url, knows)
+	raise(t, s, 5)
+	raised.Store(5)
+	time.Sleep(2 * lookEvery)
+	if ok, why := s.Ready(); !ok {
+		t.Fatalf("the store that was raised is refused: %s", why)
+	}
+	raised.Store(7) // in another database, by a leader elsewhere
+	stop := make(chan struct{})
+	var busy sync.WaitGroup
+	busy.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_, _ = s.Load(context.Background(), []job.RunID{aRun(nowMs()).ID})
+				time.Sleep(time.Millisecond)
+			}
+		}
+	})
+	defer busy.Wait()
+	defer close(stop)
+	wait(t, "the store is refused", func() bool { ok, why := s.Ready(); return !ok && strings.Contains(why, "epoch 5") })
+	meant := openAt(t, url, knows, func(c *Config) { c.AdoptStore = true })
+	if got, err := meant.Raise(t.Context(), 7); job.CodeOf(err) != job.Fenced || got != 7 {
+		t.Errorf("the store that was taken over stands at %d, %v", got, err)
+	}
+	wait(t, "the store is used", func() bool { ok, _ := s.Ready(); return ok })
 }

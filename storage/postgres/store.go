@@ -24,6 +24,10 @@ type Config struct {
 	ClusterID func() string
 	// Migrate lets Serve bring the schema up to date. Without it an older schema than this release needs is refused.
 	Migrate bool
+	// Raised answers the epoch to which a leader has raised this store, as far as the cluster knows; nil means 0. A database
+	// with a lower one is another than the leader writes to, though it has the cluster's id: an old primary, or a copy. It is
+	// refused, but with AdoptStore (S11).
+	Raised func() job.Epoch
 	// MayClaim answers whether a database that is nobody's may become the cluster's; nil means always. It may not once the
 	// cluster has runs in another one: what is empty then is the wrong database, or one that lost everything.
 	MayClaim func() bool
@@ -65,6 +69,7 @@ type Store struct {
 	metrics *metrics
 
 	life atomic.Pointer[life]   // nil while Postgres is away
+	came atomic.Uint64          // how often it came
 	why  atomic.Pointer[string] // why it is away
 
 	wasUp   bool            // Serve alone: this database was ours before, so an empty one in its place is refused
@@ -99,6 +104,9 @@ func New(cfg Config) (*Store, error) {
 	cfg.PartitionWidth = or(cfg.PartitionWidth, 7*24*time.Hour)
 	cfg.PartitionsAhead = or(cfg.PartitionsAhead, 4)
 	cfg.LeaderConns, cfg.BirthConns, cfg.ReadConns = or(cfg.LeaderConns, 4), or(cfg.BirthConns, 4), or(cfg.ReadConns, 8)
+	if cfg.Raised == nil {
+		cfg.Raised = func() job.Epoch { return 0 }
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -129,6 +137,9 @@ func (s *Store) Ready() (ok bool, reason string) {
 	}
 	return false, *s.why.Load()
 }
+
+// Came counts how often Postgres came, the first time included. What comes may be another server at the same address.
+func (s *Store) Came() uint64 { return s.came.Load() }
 
 // Close ends Serve and waits for it. It may be called twice, and when Serve was never called.
 func (s *Store) Close() error {
