@@ -96,6 +96,7 @@ func (n *node) storeCame() uint64 {
 func (n *node) beginTerm(ctx context.Context, c scheduler.Config) (_ *scheduler.Term, came uint64, _ error) {
 	n.claims.Store(n.state.Store() == "")
 	defer n.claims.Store(false)
+	start := time.Now()
 	for said := false; ; {
 		// Each try raises the epoch in Raft, so there is none while it is known to be in vain.
 		pause := 100 * time.Millisecond
@@ -116,11 +117,11 @@ func (n *node) beginTerm(ctx context.Context, c scheduler.Config) (_ *scheduler.
 				return term, came, err
 			}
 		}
-		if !said {
+		if !said && time.Since(start) > storePatience {
 			n.Logger.Warn("this node leads, and begins to work when the store answers", "err", err)
+			n.begin() // requests are answered with what is wrong
 			said = true
 		}
-		n.begin() // requests are answered with what is wrong
 		select {
 		case <-ctx.Done():
 			return nil, 0, ctx.Err()
@@ -157,6 +158,9 @@ func (n *node) begin() {
 // clockPatience is how long a node that has caught up waits to be told the cluster's time, which is due each second.
 const clockPatience = 5 * time.Second
 
+// storePatience is how long a node waits for its store before it takes requests, which then are answered with what is wrong.
+const storePatience = 3 * time.Second
+
 // awaitReady returns when this node takes requests: it leads, or knows all that the leader had committed, and what time it
 // is (L8): by a clock that is an hour ahead, what it takes would be due in an hour.
 func (n *node) awaitReady(ctx context.Context) error {
@@ -175,7 +179,8 @@ func (n *node) awaitReady(ctx context.Context) error {
 				caughtUp = time.Now()
 			}
 			known := n.raft.ClockKnown()
-			if known || time.Since(caughtUp) > clockPatience {
+			reached := n.storeAway() == nil || time.Since(caughtUp) > storePatience
+			if reached && (known || time.Since(caughtUp) > clockPatience) {
 				if !known {
 					n.Logger.Warn("the cluster's time is not known; this node goes by its own clock until it is")
 				}
