@@ -243,6 +243,7 @@ type Greeting struct {
 	API        string   `json:"api"`
 	HasState   bool     `json:"has_state"`
 	ClusterID  string   `json:"cluster_id,omitempty"`
+	Store      string   `json:"store,omitempty"` // the kind of store that it was started with
 	LeaderID   string   `json:"leader_id,omitempty"`
 	LeaderRaft string   `json:"leader_raft,omitempty"`
 	Knows      []string `json:"knows,omitempty"`   // the ids of all nodes on its list, once each has answered it

@@ -201,6 +201,7 @@ type Greeting struct {
 	API        string   `json:"api"`
 	HasState   bool     `json:"has_state"`
 	ClusterID  string   `json:"cluster_id"`
+	Store      string   `json:"store,omitempty"` // the kind of store that it was started with
 	LeaderID   string   `json:"leader_id"`
 	LeaderRaft string   `json:"leader_raft"`
 	Knows      []string `json:"knows"`

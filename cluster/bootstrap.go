@@ -27,6 +27,7 @@ type Greeting struct {
 	// HasState tells whether the node knows a configuration, its own bootstrap or another's. A mere term or vote is none.
 	HasState   bool   `json:"has_state"`
 	ClusterID  string `json:"cluster_id,omitempty"`
+	Store      string `json:"store,omitempty"` // the kind of store that it was started with (S11)
 	LeaderID   string `json:"leader_id,omitempty"`
 	LeaderRaft string `json:"leader_raft,omitempty"`
 	// Knows are the ids of all nodes on its list, itself among them, since every one has answered it; else none.
@@ -38,7 +39,7 @@ type Greeting struct {
 // Greeting is what this node answers to one that looks for its cluster.
 func (n *Node) Greeting() Greeting {
 	self := n.self()
-	g := Greeting{NodeID: n.id, Name: self.Name, Raft: self.Raft, API: self.API, ClusterID: cmp.Or(n.state.ClusterID(), n.cfg.ClusterID)}
+	g := Greeting{NodeID: n.id, Name: self.Name, Raft: self.Raft, API: self.API, Store: n.cfg.Store, ClusterID: cmp.Or(n.state.ClusterID(), n.cfg.ClusterID)}
 	g.LeaderID, g.LeaderRaft, _ = n.Leader()
 	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
 		g.Members = append(g.Members, string(s.ID))
@@ -126,6 +127,12 @@ func chart(self Greeting, addresses []string, answers []*Greeting) course {
 			return course{wrong: true, why: fmt.Sprintf("%s and %s advertise the same address for raft, %s", other, nameOf(*g), g.Raft)}
 		}
 		names[g.Name], rafts[g.Raft] = cmp.Or(from[id], "this one"), nameOf(*g)
+	}
+	for _, id := range ids {
+		// One that is older than stores are greets without a word of it.
+		if g := peers[id]; g.Store != "" && self.Store != "" && g.Store != self.Store {
+			return course{wrong: true, why: fmt.Sprintf("%s was started with the store %s, and this node with %s; give all nodes the same --postgres, or none", nameOf(*g), g.Store, self.Store)}
+		}
 	}
 	c.knows = ids
 	for _, id := range ids {

@@ -48,6 +48,8 @@ type Config struct {
 	// Self is what this node tells the others about itself; its ID and Raft are filled in here. Without a Name the node
 	// announces nothing, and makes no identity for a new cluster.
 	Self job.Node
+	// Store is the kind of store that this node was started with, which the nodes of a new cluster must have in common (S11).
+	Store string
 	// ClusterID is the cluster that this node's certificates belong to. A node that finds itself in another one stops.
 	// "" takes any; a new cluster then gets a random one.
 	ClusterID string

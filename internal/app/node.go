@@ -198,7 +198,7 @@ func (n *node) advertised(a net.Addr) string {
 func (n *node) raftConfig() cluster.Config {
 	c := cluster.Config{
 		Dir: filepath.Join(n.DataDir, "raft"), State: n.state, Logger: n.Logger, Registerer: n.registry, Clock: n.clock,
-		Port: n.port, Join: n.port != nil,
+		Port: n.port, Join: n.port != nil, Store: n.storeKind(),
 		HeartbeatTimeout: n.ElectionTimeout, ElectionTimeout: n.ElectionTimeout,
 	}
 	if n.port != nil {

@@ -26,7 +26,7 @@ func (c clusterView) Status(ctx context.Context) (*api.ClusterStatus, error) {
 		out.Outage, out.OutageReason = !up, why
 	}
 	if c.redis != nil {
-		out.Queue, out.QueueOutage = "redis", c.redis.Ping(ctx) != nil
+		out.Queue, out.QueueOutage = "redis", c.redis.Ping(ctx) != nil || c.term.Load() != nil && !c.mirror.Follows()
 	}
 	for _, v := range s.Servers {
 		x := api.NodeStatus{ID: v.ID, Name: v.ID, Role: api.RoleNonvoter, Raft: v.Address}

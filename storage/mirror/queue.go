@@ -132,6 +132,13 @@ func causeOf(err error) string {
 	return unavailable
 }
 
+// Follows tells whether the remote queue is used now.
+func (q *Queue) Follows() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.state == used
+}
+
 // Raise implements storage.Queue. The remote queue is raised too, and filled with what memory holds; if it is away, memory
 // is enough to lead.
 func (q *Queue) Raise(ctx context.Context, epoch job.Epoch) (job.Epoch, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
@@ -85,6 +86,7 @@ func (s *Store) Serve(ctx context.Context) error {
 	defer cancel()
 	defer context.AfterFunc(s.closing, cancel)()
 	pause := retryMin
+	s.began = time.Now()
 	for ctx.Err() == nil {
 		l, err := s.begin(ctx)
 		was := err == nil
@@ -107,7 +109,11 @@ func (s *Store) Serve(ctx context.Context) error {
 			break
 		}
 		if s.setAway(sentenceOf(err)) || was {
-			s.cfg.Logger.Warn("postgres is away", "err", sentenceOf(err))
+			level := slog.LevelWarn
+			if s.forming(err) {
+				level = slog.LevelDebug
+			}
+			s.cfg.Logger.Log(ctx, level, "postgres is away", "err", sentenceOf(err))
 		}
 		select {
 		case <-time.After(pause):
@@ -118,6 +124,17 @@ func (s *Store) Serve(ctx context.Context) error {
 	s.setAway("this node is stopping")
 	return nil
 }
+
+// forming tells whether Postgres is only waited for because the cluster is being made: it has no id yet, or its leader has not
+// made the empty database the cluster's.
+func (s *Store) forming(err error) bool {
+	return s.came.Load() == 0 && time.Since(s.began) < formingFor && (errors.Is(err, errNoID) || errors.Is(err, errEmpty))
+}
+
+// formingFor is how long that may take before people should know of it.
+const formingFor = 10 * time.Second
+
+var errNoID = job.Errorf(job.Unavailable, storeUnavailable, "the cluster's id is not known yet")
 
 // setAway notes why calls fail, and tells whether that is news.
 func (s *Store) setAway(why string) bool {
@@ -151,7 +168,7 @@ func sentenceOf(err error) string {
 func (s *Store) begin(ctx context.Context) (_ *life, err error) {
 	id := s.cfg.ClusterID()
 	if id == "" {
-		return nil, job.Errorf(job.Unavailable, storeUnavailable, "the cluster's id is not known yet")
+		return nil, errNoID
 	}
 	l := &life{sockets: newSockets(), started: time.Now(), suspected: make(chan struct{}, 1)}
 	defer func() {

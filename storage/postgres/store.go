@@ -72,6 +72,7 @@ type Store struct {
 	came atomic.Uint64          // how often it came
 	why  atomic.Pointer[string] // why it is away
 
+	began   time.Time       // Serve alone
 	wasUp   bool            // Serve alone: this database was ours before, so an empty one in its place is refused
 	closing context.Context // ended by Close
 	close   context.CancelFunc
