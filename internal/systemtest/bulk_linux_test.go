@@ -207,7 +207,8 @@ func TestStoresIdle(t *testing.T) {
 	made := time.Since(from)
 	s := c.stored
 	s.awaitQueue()
-	c.settle(15*time.Second, 16*time.Second) // what follows from the changes is over
+	calm := time.Duration(full(15, 5)) * time.Second // what follows from the changes is over
+	c.settle(calm, calm+time.Second)
 	ctx := t.Context()
 	sql := func(text string) string {
 		t.Helper()
