@@ -231,6 +231,12 @@ func TestUnknownCommits(t *testing.T) {
 				switch got := job.CodeOf(first); {
 				case got == job.Unknown:
 				case got == job.Unavailable && when != beforeAnswer: // the driver knows that nothing was sent
+				case got == job.Unavailable && text == "COPY muster.runs":
+					// The server answers COPY before it gets rows. Cut there, the rows may be what could not be sent, and no
+					// server commits half a COPY.
+					if n := ask[int](t, c, "SELECT count(*) FROM muster.runs WHERE id = $1", r.ID[:]); n != 0 {
+						t.Fatalf("%v, but the run is there", first)
+					}
 				default:
 					t.Fatalf("cut: %v", first)
 				}

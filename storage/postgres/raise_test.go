@@ -65,6 +65,7 @@ func TestRaiseUnderTraffic(t *testing.T) {
 	raise(t, s, 1)
 	var wg sync.WaitGroup
 	var raised, fenced atomic.Bool
+	var moved atomic.Int64
 	for range 4 {
 		r := aRun(nowMs())
 		submit(t, s, r)
@@ -80,10 +81,11 @@ func TestRaiseUnderTraffic(t *testing.T) {
 					t.Errorf("raised before: %v, move: %v", before, err)
 					return
 				}
+				moved.Add(1)
 			}
 		})
 	}
-	time.Sleep(300 * time.Millisecond)
+	wait(t, "the leaders are busy", func() bool { return moved.Load() >= 100 || t.Failed() })
 	start := time.Now()
 	raise(t, s, 2)
 	raised.Store(true)

@@ -2,8 +2,9 @@
 // from the store, and may be flushed, lost in part or put back from an old copy at any moment.
 //
 // Any Redis from 6.2 on will do, and what speaks its protocol and knows Lua. One may be shared: all keys begin with
-// {muster:<cluster id>}, which is their hash tag (Q5), and no other key is read or written. It should not evict keys that
-// have no time to live (maxmemory-policy noeviction or volatile-*): that is survived, but means to fill the queue again.
+// {muster:<cluster id>}, which is their hash tag (Q5), and no other key is read or written. (A Scratch, for benchmarks,
+// wants a database without keys, and empties it.) It should not evict keys that have no time to live (maxmemory-policy
+// noeviction or volatile-*): that is survived, but means to fill the queue again.
 //
 //	{muster:ID}:queue     hash: epoch, the highest raised; token, which names the state after the last write
 //	{muster:ID}:runs      hash: run id -> "PRIORITY READY-AT LANE"

@@ -192,6 +192,21 @@ func (l *leader) assign(session job.SessionID, as ...*job.Assignment) []bool {
 	return l.gateway.Assign(context.Background(), d)
 }
 
+// begin assigns until the work runs. A worker that was just about to say Hello anew drops what comes before its Welcome; a real
+// leader learns that from the Hello and gives the work again.
+func (l *leader) begin(t testing.TB, worker string, a *job.Assignment, running <-chan job.Fence) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
+		l.assign(l.session(t, worker), a)
+		select {
+		case <-running:
+			return
+		case <-time.After(time.Second):
+		}
+	}
+	t.Fatalf("%s does not begin", worker)
+}
+
 func (l *leader) outcome(t testing.TB, f job.Fence) (o job.Outcome) {
 	t.Helper()
 	l.await(t, "an outcome", func() bool {

@@ -104,11 +104,8 @@ func TestAPausedNodeLosesItsWorkersAndNoLease(t *testing.T) {
 		var all []*job.Assignment
 		for i := range workers {
 			x := c.grant("block")
-			l.assign(l.session(t, fmt.Sprintf("w%d", i)), x)
+			l.begin(t, fmt.Sprintf("w%d", i), x, b.running)
 			all = append(all, x)
-		}
-		for range workers {
-			<-b.running
 		}
 		l.tell(func() { l.hellos = nil })
 		before := make(map[string]job.SessionID)
@@ -421,8 +418,7 @@ func TestASilentLeaderIsLeft(t *testing.T) {
 		b := newBlocker()
 		c.on(t, "w", b.Handlers, "n2")
 		x := c.grant("block")
-		l.assign(l.session(t, "w"), x)
-		<-b.running
+		l.begin(t, "w", x, b.running)
 		c.stop(t, "n1")
 		began := time.Now()
 		if r := stopReason(<-b.causes); r != job.LeaseLost { // nobody renews, and nobody says so either
@@ -447,8 +443,7 @@ func TestWorkersSpreadOverTheNodes(t *testing.T) {
 			c.on(t, fmt.Sprintf("w%d", i), b.Handlers, "n2", "n1", "n3")
 		}
 		x := c.grant("block")
-		l.assign(l.session(t, "w0"), x)
-		<-b.running
+		l.begin(t, "w0", x, b.running)
 		time.Sleep(3 * time.Minute)
 		streams := c.byName["n1"].hub.Streams()
 		for name, n := range streams {
