@@ -111,6 +111,7 @@ func (p *Peers) start() {
 	p.forward.start()
 	p.work(p.hints.run)
 	p.work(p.probes.run)
+	p.work(p.node.watchCandidate)
 }
 
 // work runs something that ends soon after the node begins to close, which waits for it.

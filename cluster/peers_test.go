@@ -135,6 +135,11 @@ func (m *mesh) leader(not *meshNode) *meshNode {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
+	for _, n := range m.nodes {
+		if n.Node != nil {
+			m.t.Logf("%s: %+v", n.host, n.Status())
+		}
+	}
 	m.t.Fatal("nobody leads")
 	return nil
 }

@@ -47,14 +47,40 @@ func (n *Node) Suspect(leader string) {
 			return // somebody was quicker
 		}
 		n.log.Info("the leader's process is gone; standing for election", "leader", leader)
-		// What a leader says that hands over: stand, without asking around first, and be voted for by those who still
-		// know of a leader. It is said over the wire to this node itself, since Raft takes it from there only.
-		err := n.transport.TimeoutNow(raft.ServerID(n.id), n.address, &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{
-			ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(n.id), Addr: n.transport.EncodePeer(raft.ServerID(n.id), n.address)}}, &raft.TimeoutNowResponse{})
-		if err != nil {
-			n.log.Debug("standing for election early failed", "err", err)
-		}
+		n.stand()
 	})
+}
+
+// stand does what a leader asks for that hands over: stand at once, without asking around first, and be voted for by those
+// who still know of a leader. It is said over the wire to this node itself, since Raft takes it from there only.
+func (n *Node) stand() {
+	err := n.transport.TimeoutNow(raft.ServerID(n.id), n.address, &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{
+		ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(n.id), Addr: n.transport.EncodePeer(raft.ServerID(n.id), n.address)}}, &raft.TimeoutNowResponse{})
+	if err != nil {
+		n.log.Debug("standing for election at once failed", "err", err)
+	}
+}
+
+// watchCandidate looks every so often for a candidate that believes it has a leader, and has it stand anew, which clears
+// that. hashicorp/raft 1.8.0 makes one of a follower that is told to stand and then takes one more entry of the leader's
+// before it does: as long as it remains a candidate it refuses everybody its vote for the sake of that leader. If the leader
+// is gone and this node's log is not the longest, nobody would ever be elected.
+func (n *Node) watchCandidate(ctx context.Context) {
+	tick := time.NewTicker(2 * n.cfg.ElectionTimeout)
+	defer tick.Stop()
+	for torn := false; ; {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		_, _, led := n.Leader()
+		was := torn
+		if torn = led && n.raft.State() == raft.Candidate; torn && was {
+			n.log.Warn("this candidate believes that it has a leader; standing for election anew")
+			n.stand()
+		}
+	}
 }
 
 // standIn answers this node's place among the voters that could follow the leader, and the leader's address. ok is false
