@@ -37,7 +37,8 @@ func TestWordsKeepTheirNumbers(t *testing.T) {
 			"duplicate", "key_conflict", "job_paused", "namespace_paused", "delayed", "retry_backoff", "exit_code",
 			"timed_out", "deadline_exceeded", "start_deadline", "worker_lost", "invalid_result", "cancel_requested",
 			"catch_up_none", "catch_up_max", "catch_up_coalesced", "not_permitted", "cannot_start", "maintenance",
-			"lease_lost", "worker_stopped"}},
+			"lease_lost", "worker_stopped", "task_failed", "upstream_failed", "upstream_skipped", "run_if_false", "when_false",
+			"expression_failed", "child_failed"}},
 		{"home", func(n uint8) fmt.Stringer { return job.Home(n) }, []string{"", "quorum", "postgres", "local"}},
 	} {
 		t.Run(list.name, func(t *testing.T) {
@@ -72,7 +73,9 @@ func TestConstantsKeepTheirNumbers(t *testing.T) {
 			uint8(job.TimedOut), uint8(job.DeadlineExceeded), uint8(job.StartDeadline), uint8(job.WorkerLost),
 			uint8(job.InvalidResult), uint8(job.CancelRequested), uint8(job.CatchUpNoneReason), uint8(job.CatchUpMaxReason),
 			uint8(job.CatchUpCoalesced), uint8(job.NotPermitted), uint8(job.CannotStart), uint8(job.Maintenance),
-			uint8(job.LeaseLost), uint8(job.WorkerStopped)}},
+			uint8(job.LeaseLost), uint8(job.WorkerStopped), uint8(job.TaskFailed), uint8(job.UpstreamFailed),
+			uint8(job.UpstreamSkipped), uint8(job.RunIfFalse), uint8(job.WhenFalse), uint8(job.ExpressionFailed),
+			uint8(job.ChildFailed)}},
 		{"homes", []uint8{0, uint8(job.HomeQuorum), uint8(job.HomePostgres), uint8(job.HomeLocal)}},
 		{"outcomes", []uint8{0, uint8(job.AttemptSucceeded), uint8(job.AttemptFailed), uint8(job.AttemptCancelled),
 			uint8(job.AttemptLost), uint8(job.AttemptReturned)}},
@@ -104,7 +107,8 @@ var runNumbers = map[string]string{
 	"16": "CreatedAt", "17": "ReadyAt", "18": "QueuedAt", "19": "StartedAt", "20": "FinishedAt", "21": "DeadlineAt",
 	"22": "Payload", "23": "Result", "24": "Error", "25": "ExitCode", "26": "Labels", "27": "Home", "28": "Lane", "29": "Spec",
 	"30": "Key", "31": "RetryOf", "32": "CanonicalID", "33": "CancelAt", "34": "Fence", "35": "BackfillID", "36": "Failures",
-	"37": "BodyHash", "38": "StartBy", "39": "CancelReason",
+	"37": "BodyHash", "38": "StartBy", "39": "CancelReason", "40": "Item", "41": "Items", "42": "ParentID", "43": "Depth",
+	"44": "ReusedFrom", "45": "Upstreams",
 }
 
 func TestRunKeepsItsNumbers(t *testing.T) {
@@ -139,6 +143,10 @@ func fullRun() *job.Run {
 		case reflect.Array:
 			f.Index(15).SetUint(uint64(n))
 		case reflect.Slice:
+			if f.Type() == reflect.TypeFor[[]job.UpstreamRun]() {
+				f.Set(reflect.ValueOf([]job.UpstreamRun{{Job: "load", RunID: job.RunID{15: 1}, Coalesced: 2}}))
+				break
+			}
 			f.SetBytes(fmt.Appendf(nil, `{"n":%d}`, n))
 		case reflect.Map:
 			f.Set(reflect.ValueOf(map[string]string{"a": "b", "team": "billing"}))

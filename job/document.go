@@ -28,6 +28,9 @@ type Document struct {
 
 	Payload json.RawMessage `json:"payload,omitempty"` // for runs that bring none, such as ticks
 
+	// Result is an expression over the tasks that makes the run's result when they have all ended; only with Tasks.
+	Result string `json:"result,omitempty"`
+
 	// Exactly one executor, or Tasks.
 	Exec    *Exec    `json:"exec,omitempty"`
 	HTTP    *HTTP    `json:"http,omitempty"`
@@ -43,6 +46,16 @@ type Task struct {
 	Name      string   `json:"name"`
 	DependsOn []string `json:"depends_on,omitempty"` // tasks of the same job
 	RunIf     RunIf    `json:"run_if,omitempty"`
+	// When is an expression that must be true as well, once RunIf is; else the task is skipped.
+	When string `json:"when,omitempty"`
+	// ForEach is an expression that answers a list: the task then has one run for each item of it, of which so many as
+	// MaxParallel are released at once (0: all). An item is its run's payload unless Payload says otherwise.
+	ForEach     string `json:"for_each,omitempty"`
+	MaxParallel int    `json:"max_parallel,omitempty"`
+	// AllowFailure: that this task fails, or is cancelled, does not make its run fail. Tasks after it see how it ended.
+	AllowFailure bool `json:"allow_failure,omitempty"`
+	// Payload is what the work gets instead of the run's payload. Text in it may hold templates.
+	Payload json.RawMessage `json:"payload,omitempty"`
 
 	Timeout      Duration          `json:"timeout,omitempty"`
 	Retry        *Retry            `json:"retry,omitempty"`
@@ -52,9 +65,16 @@ type Task struct {
 	OnWorkerLost OnWorkerLost      `json:"on_worker_lost,omitempty"`
 	OnLeaseLost  OnLeaseLost       `json:"on_lease_lost,omitempty"`
 
+	// Exactly one of these.
 	Exec    *Exec    `json:"exec,omitempty"`
 	HTTP    *HTTP    `json:"http,omitempty"`
 	Handler *Handler `json:"handler,omitempty"`
+	RunJob  *RunJob  `json:"run_job,omitempty"`
+}
+
+// RunJob runs another job of the namespace, in its current version, and ends as that run does: with its result.
+type RunJob struct {
+	Job string `json:"job"`
 }
 
 // Edge is a dependency on another job.
@@ -71,6 +91,17 @@ const (
 	OnFailure EdgeOn = "failure"
 	OnDone    EdgeOn = "done"
 )
+
+// SatisfiedBy tells whether a run that ended so satisfies the edge. One that was skipped did not run.
+func (on EdgeOn) SatisfiedBy(s State) bool {
+	switch on {
+	case OnFailure:
+		return s == Failed
+	case OnDone:
+		return s == Succeeded || s == Failed || s == Cancelled
+	}
+	return s == Succeeded
+}
 
 // RunIf says, once all upstream tasks are terminal, whether a task runs.
 type RunIf string
@@ -155,7 +186,32 @@ type Handler struct {
 	Name string `json:"name"`
 }
 
-// ExecutorName is "exec", "http" or "handler": which one the document or task uses; "" with tasks.
+// OfTask is the document that a run of one task goes by: what the task sets, and under it what the document does. It has
+// the task's executor, or none if the leader itself carries the task out (RunJob, ForEach).
+func (d *Document) OfTask(t *Task) *Document {
+	n := &Document{
+		Name: d.Name, Namespace: d.Namespace, Timeout: d.Timeout, Retry: d.Retry, Selector: d.Selector, Slots: d.Slots,
+		Priority: d.Priority, OnWorkerLost: d.OnWorkerLost, OnLeaseLost: d.OnLeaseLost, Payload: t.Payload,
+		Exec: t.Exec, HTTP: t.HTTP, Handler: t.Handler,
+	}
+	n.Timeout = cmpOr(t.Timeout, n.Timeout)
+	n.Slots = cmpOr(t.Slots, n.Slots)
+	n.OnWorkerLost = cmpOr(t.OnWorkerLost, n.OnWorkerLost)
+	n.OnLeaseLost = cmpOr(t.OnLeaseLost, n.OnLeaseLost)
+	if t.Retry != nil {
+		n.Retry = *t.Retry
+	}
+	if t.Selector != nil {
+		n.Selector = t.Selector
+	}
+	if t.Priority != nil {
+		n.Priority = t.Priority
+	}
+	return n
+}
+
+// ExecutorName is "exec", "http" or "handler": which one the document or task uses; "" with tasks, and for a task that the
+// leader carries out itself.
 func (d *Document) ExecutorName() string { return executorName(d.Exec, d.HTTP, d.Handler) }
 
 func executorName(e *Exec, h *HTTP, f *Handler) string {

@@ -60,6 +60,34 @@ func Cyclic(cycle []string) *Error {
 		"the jobs would depend on each other in a circle: %s; remove one of these edges", strings.Join(cycle, " -> "))}
 }
 
+// Dependency is an edge between two jobs and how it stands. Only the leader moves it (S4): an end of the upstream's run
+// satisfies it, and a birth of the job clears it.
+type Dependency struct {
+	Job         string  `json:"job"`
+	Upstream    string  `json:"upstream"`
+	On          EdgeOn  `json:"on"`
+	SatisfiedBy RunID   `json:"satisfied_by,omitzero"` // the last run that did since the job's last birth of it; zero: none
+	SatisfiedAt Instant `json:"satisfied_at,omitempty"`
+	Coalesced   uint32  `json:"coalesced,omitempty"` // how many more did before it
+}
+
+// BirthOfDependencies is the run of a job that its satisfied dependencies, all of them by name of the upstream, give birth
+// to. Every store derives it with this function, so repeating the step changes nothing.
+func BirthOfDependencies(of *Job, by []Dependency, now Instant, home Home) *Run {
+	r := &Run{
+		Namespace: of.Namespace, JobID: of.ID, Job: of.Name, JobVersion: of.Version, Trigger: ByDependency, CreatedAt: now,
+		Home: home, State: Queued, QueuedAt: now,
+	}
+	last := Instant(0)
+	for i := range by {
+		r.Upstreams = append(r.Upstreams, UpstreamRun{by[i].Upstream, by[i].SatisfiedBy, by[i].Coalesced})
+		last = max(last, by[i].SatisfiedAt)
+	}
+	r.ID = DependencyRunID(of.ID, last, r.Upstreams)
+	r.FromSpec(of.Spec)
+	return r
+}
+
 // MaxNamedDependents is how many dependents the error for a deletion names.
 const MaxNamedDependents = 5
 

@@ -14,6 +14,9 @@ func indexed(field string, i int) string { return fmt.Sprintf("%s[%d]", field, i
 
 func (d *Document) checkExecutors() *Error {
 	if d.Tasks == nil {
+		if d.Result != "" {
+			return InvalidField("result", "only a job with tasks has a result expression; the result of one executor is the run's result")
+		}
 		return checkExecutor("", "a job needs one of exec, http, handler or tasks", d.Exec, d.HTTP, d.Handler)
 	}
 	if name := d.ExecutorName(); name != "" {
@@ -50,9 +53,36 @@ func (t *Task) validate(at string) *Error {
 		func() *Error { return t.settings().validate(at) },
 		func() *Error { return t.Retry.validate(at + ".retry") },
 		func() *Error {
-			return checkExecutor(at, "a task needs one of exec, http or handler", t.Exec, t.HTTP, t.Handler)
+			_, err := ValidatePayload(at+".payload", t.Payload, MaxPayloadBytes)
+			if err != nil {
+				return AsError(err)
+			}
+			return nil
+		},
+		func() *Error { return t.checkMap(at) },
+		func() *Error {
+			if t.RunJob == nil {
+				return checkExecutor(at, "a task needs one of exec, http, handler or run_job", t.Exec, t.HTTP, t.Handler)
+			}
+			if name := executorName(t.Exec, t.HTTP, t.Handler); name != "" {
+				return InvalidField(at+"."+name, "a task has either %s or run_job, not both; keep one of them", name)
+			}
+			if err := CheckName(at+".run_job.job", t.RunJob.Job); err != nil {
+				return AsError(err)
+			}
+			return nil
 		},
 	)
+}
+
+func (t *Task) checkMap(at string) *Error {
+	switch {
+	case t.MaxParallel < 0 || t.MaxParallel > MaxItems:
+		return InvalidField(at+".max_parallel", "%d is out of range; use 1 to %d", t.MaxParallel, MaxItems)
+	case t.MaxParallel > 0 && t.ForEach == "":
+		return InvalidField(at+".max_parallel", "max_parallel goes with for_each only; remove it, or add for_each")
+	}
+	return nil
 }
 
 // checkTaskEdges refuses edges to nowhere and cycles.

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -34,6 +35,27 @@ func TickRunID(j JobID, scheduledAt Instant) RunID {
 // RetryRunID is the id of the run that retries a terminal run, the same however often the request is repeated.
 func RetryRunID(of RunID, finishedAt Instant) RunID {
 	return derive("retry", finishedAt, of[:])
+}
+
+// TaskRunID is the id of a task's run within a root run, or with item > 0 of the run of one item of its list. It carries
+// the root's time, so that stores keep a root and its task runs together.
+func TaskRunID(root RunID, task string, item uint32) RunID {
+	from := append(append([]byte(task), 0), root[:]...)
+	return derive("task", At(root.Time()), binary.BigEndian.AppendUint32(from, item))
+}
+
+// ChildRunID is the id of the run that an attempt of a task's run_job makes.
+func ChildRunID(task RunID, attempt uint32) RunID {
+	return derive("child", At(task.Time()), binary.BigEndian.AppendUint32(slices.Clone(task[:]), attempt))
+}
+
+// DependencyRunID is the id of the run of a job whose dependencies were satisfied, the last of them at a time, by these runs.
+func DependencyRunID(j JobID, at Instant, by []UpstreamRun) RunID {
+	from := slices.Clone(j[:])
+	for i := range by {
+		from = append(from, by[i].RunID[:]...)
+	}
+	return derive("dependency", at, from)
 }
 
 func derive(kind string, at Instant, from []byte) RunID {

@@ -98,18 +98,29 @@ func (d *Document) canonical() ([]byte, error) {
 	if c.Schedule != nil {
 		c.Schedule.StartAt, c.Schedule.EndAt = c.Schedule.StartAt.UTC(), c.Schedule.EndAt.UTC()
 	}
-	if c.Payload != nil { // the order of fields and the ways to escape a letter make no difference
-		dec := json.NewDecoder(bytes.NewReader(c.Payload))
-		dec.UseNumber()
-		var payload any
-		if err := dec.Decode(&payload); err != nil {
-			return nil, err
-		}
-		if c.Payload, err = json.Marshal(payload); err != nil {
+	if c.Payload, err = canonicalJSON(c.Payload); err != nil {
+		return nil, err
+	}
+	for i := range c.Tasks {
+		if c.Tasks[i].Payload, err = canonicalJSON(c.Tasks[i].Payload); err != nil {
 			return nil, err
 		}
 	}
 	return json.Marshal(c)
+}
+
+// canonicalJSON is the same for values that differ in the order of fields and the ways to escape a letter only.
+func canonicalJSON(b json.RawMessage) (json.RawMessage, error) {
+	if b == nil {
+		return nil, nil
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.UseNumber()
+	var v any
+	if err := dec.Decode(&v); err != nil {
+		return nil, err
+	}
+	return json.Marshal(v)
 }
 
 // clone is a deep copy by way of JSON, in which nothing is lost.

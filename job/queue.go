@@ -9,6 +9,8 @@ import (
 type Moved struct {
 	Applied bool
 	Run     *Run // as it is after the call, perhaps without payload, spec and labels; nil if there is none
+	// Due are the jobs that may be due because of this move: it ended a run of theirs, or satisfied a dependency of theirs.
+	Due []JobID
 }
 
 // QueueEntry is one startable run.

@@ -50,6 +50,25 @@ type Run struct {
 	Failures    uint32            `json:"failures,omitempty" cbor:"36,keyasint,omitempty"` // attempts that count against max_attempts
 	// CancelReason is why CancelAt was set; none: somebody asked.
 	CancelReason Reason `json:"-" cbor:"39,keyasint,omitempty"`
+	// Item numbers the run among those of a task with for_each, from 1. The task's own run has Items of them instead, once
+	// it is running, and ends when they have.
+	Item  uint32 `json:"item,omitempty" cbor:"40,keyasint,omitempty"`
+	Items uint32 `json:"items,omitempty" cbor:"41,keyasint,omitempty"`
+	// ParentID is the task run (run_job) for which this root run was made; Depth is how many there are above it.
+	ParentID RunID `json:"parent_id,omitzero" cbor:"42,keyasint,omitzero"`
+	Depth    uint8 `json:"-" cbor:"43,keyasint,omitempty"`
+	// ReusedFrom is, of a task run, the one whose success it takes over; of a root run, the one whose successes its tasks
+	// take over.
+	ReusedFrom RunID `json:"reused_from,omitzero" cbor:"44,keyasint,omitzero"`
+	// Upstreams are the runs that satisfied the job's dependencies, by job, of a run that was born of that.
+	Upstreams []UpstreamRun `json:"upstreams,omitempty" cbor:"45,keyasint,omitempty"`
+}
+
+// UpstreamRun is what satisfied one dependency of a job: the last run that did, and how many more did before it.
+type UpstreamRun struct {
+	Job       string `json:"job" cbor:"1,keyasint"`
+	RunID     RunID  `json:"run_id" cbor:"2,keyasint"`
+	Coalesced uint32 `json:"coalesced,omitempty" cbor:"3,keyasint,omitempty"`
 }
 
 // MarshalJSON fills in what a root run leaves out on disk.
@@ -81,10 +100,19 @@ const (
 	needExecutor = "@"         // + executor name
 	needHandler  = "@handler/" // + handler name
 	needSlots    = "@slots"    // more than one
+	needLeader   = "@leader"   // no worker: the leader carries it out by giving birth to other runs
 )
 
 // LaneOf is the lane for runs of a document.
 func LaneOf(namespace string, spec *Document) LaneKey {
+	key := ""
+	if spec.Concurrency != nil {
+		key = spec.Concurrency.Key
+	}
+	executor := spec.ExecutorName()
+	if executor == "" {
+		return MakeLane(namespace, map[string]string{needLeader: ""}, key)
+	}
 	needs := make(map[string]string, len(spec.Selector)+2)
 	for k, v := range spec.Selector {
 		needs[k] = v
@@ -93,17 +121,18 @@ func LaneOf(namespace string, spec *Document) LaneKey {
 	case spec.Handler != nil:
 		needs[needHandler+spec.Handler.Name] = ""
 	default:
-		needs[needExecutor+spec.ExecutorName()] = ""
+		needs[needExecutor+executor] = ""
 	}
 	if spec.Slots > 1 {
 		needs[needSlots] = strconv.Itoa(spec.Slots)
 	}
-	key := ""
-	if spec.Concurrency != nil {
-		key = spec.Concurrency.Key
-	}
 	return MakeLane(namespace, needs, key)
 }
+
+// OnLeader tells whether the leader itself carries out what queues in the lane: root runs with tasks, and tasks that run
+// other runs. Such a run is running, in the store, from when the leader opened it until the runs below it have ended; it
+// never has a lease.
+func (l LaneKey) OnLeader() bool { return l.NeedsText() == needLeader+"=" }
 
 // Offers are a worker's labels together with what it can execute, in the terms of LaneOf.
 func (h *WorkerHello) Offers() map[string]string {

@@ -27,6 +27,8 @@ const (
 	MaxCronBytes        = 256
 	MaxEdges            = 100   // upstream jobs of one job
 	MaxTasks            = 1_000 // of one job
+	MaxItems            = 1_000 // of the list of a task's for_each
+	MaxRunDepth         = 8     // runs above a run, by run_job
 	MaxTaskEdges        = 1_000 // upstream tasks of one task
 	MaxCommandBytes     = 128 << 10
 	MaxEnv              = 1_000

@@ -111,7 +111,7 @@ func TestValidate(t *testing.T) {
 
 		{"no tasks", name + "tasks: []", "tasks", invalid, "there are no tasks"},
 		{"a task without name", tasks("{handler: {name: h}}"), "tasks[0].name", invalid, "a name is missing"},
-		{"a task without executor", tasks("{name: x}"), "tasks[0]", invalid, "a task needs one of exec, http or handler; add one"},
+		{"a task without executor", tasks("{name: x}"), "tasks[0]", invalid, "a task needs one of exec, http, handler or run_job; add one"},
 		{"a task with an empty command", tasks("{name: x, handler: {name: h}}", "{name: y, exec: {command: []}}"), "tasks[1].exec.command", invalid, "the command is empty"},
 		{"a task's name twice", tasks("{name: x, handler: {name: h}}", "{name: x, handler: {name: h}}"), "tasks[1].name", invalid, "the task x is there twice (tasks[0] too)"},
 		{"an unknown upstream task", tasks("{name: x, handler: {name: h}, depends_on: [y]}"), "tasks[0].depends_on[0]", invalid, `there is no task "y"`},

@@ -39,7 +39,7 @@ const (
 	ByBackfill   Trigger = 3
 	ByRetry      Trigger = 4
 	ByDependency Trigger = 5
-	ByParent     Trigger = 6 // a task run, created with its root
+	ByParent     Trigger = 6 // a task run, or the run of a task's run_job
 )
 
 var triggerWords = []string{"", "api", "tick", "backfill", "retry", "dependency", "parent"}
@@ -101,12 +101,20 @@ const (
 	Maintenance       Reason = 25 // the cluster is in maintenance
 	LeaseLost         Reason = 26 // an attempt was stopped because its lease ended
 	WorkerStopped     Reason = 27 // the worker shut down and gave the run back
+	TaskFailed        Reason = 28 // a task of it failed, or was cancelled by itself
+	UpstreamFailed    Reason = 29 // skipped: run_if wanted upstreams that failed or were cancelled
+	UpstreamSkipped   Reason = 30 // skipped: run_if wanted upstreams that were skipped
+	RunIfFalse        Reason = 31 // skipped: no upstream ended as run_if wants
+	WhenFalse         Reason = 32 // skipped: its condition was false
+	ExpressionFailed  Reason = 33 // an expression or template could not be evaluated
+	ChildFailed       Reason = 34 // the run of its run_job did not succeed
 )
 
 var reasonWords = []string{"", "dependencies", "overlap_queued", "overlap_skip", "overlap_replaced", "spooled", "deduplicating",
 	"duplicate", "key_conflict", "job_paused", "namespace_paused", "delayed", "retry_backoff", "exit_code", "timed_out",
 	"deadline_exceeded", "start_deadline", "worker_lost", "invalid_result", "cancel_requested", "catch_up_none",
-	"catch_up_max", "catch_up_coalesced", "not_permitted", "cannot_start", "maintenance", "lease_lost", "worker_stopped"}
+	"catch_up_max", "catch_up_coalesced", "not_permitted", "cannot_start", "maintenance", "lease_lost", "worker_stopped",
+	"task_failed", "upstream_failed", "upstream_skipped", "run_if_false", "when_false", "expression_failed", "child_failed"}
 
 func (r Reason) String() string               { return word(reasonWords, uint8(r)) }
 func (r Reason) MarshalText() ([]byte, error) { return []byte(r.String()), nil }

@@ -79,7 +79,9 @@ type Moves interface {
 	// version that is gone gets its ledger row, and no run. It answers the runs that are there after the call, by tick.
 	StoreTicks(ctx context.Context, epoch job.Epoch, ticks []job.Tick) ([]*job.Run, error)
 	// Move makes moves with job.Move.Apply and appends the attempts they end. One that does not apply is answered with
-	// Applied false and the run as it is (nil if there is none).
+	// Applied false and the run as it is (nil if there is none). A move that ends the root run of a job satisfies, in the
+	// same step, the dependencies on that job which the end satisfies (job.EdgeOn), and counts those that were satisfied
+	// already; Moved.Due says for which jobs Fire may have something to do.
 	Move(ctx context.Context, epoch job.Epoch, moves []job.Move) ([]Moved, error)
 	// Load answers runs by id, nil where there is none (Q3).
 	Load(ctx context.Context, ids []job.RunID) ([]*job.Run, error)
@@ -93,6 +95,24 @@ type Moves interface {
 	// Backlog answers, of each wanted lane, the first runs after a place in it that are queued, or scheduled and ready by
 	// until, and have no cancel intent: in the order of the wants, and in each lane by Order and id (Q2).
 	Backlog(ctx context.Context, wants []job.LaneAfter, until job.Instant) ([]job.QueueEntry, error)
+}
+
+// Graphs is what grows from runs and jobs that depend on each other. But for Dependencies, only the leader calls it.
+type Graphs interface {
+	// Release stores runs that the leader gives birth to: task runs, and the root runs of a task's run_job. One whose id is
+	// there already is answered as it is, with Existing. They may be born terminal. They are taken however full the store
+	// is: what was opened has to come to an end (D6).
+	Release(ctx context.Context, epoch job.Epoch, runs []*job.Run) ([]job.Receipt, error)
+	// Fire gives birth to the runs of jobs that are due: all of their dependencies are satisfied, and none of their root
+	// runs is live. Their dependencies are cleared in the same step. It looks at these jobs, or with nil at all of them,
+	// and answers at most limit births; whoever gets as many calls again.
+	//
+	// It also judges dependencies that are new since the last call: one starts satisfied if the job has no runs and the
+	// newest run of its upstream has ended so that it satisfies it.
+	Fire(ctx context.Context, epoch job.Epoch, jobs []job.JobID, now job.Instant, limit int) ([]*job.Run, error)
+	// Dependencies answers the edges of a job, to its upstreams and then from its dependents, each by name; none if there
+	// is no such job.
+	Dependencies(ctx context.Context, namespace, name string) ([]job.Dependency, error)
 }
 
 // Moved is defined with the words, so that the scheduler needs no storage package.
