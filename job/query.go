@@ -31,6 +31,7 @@ type RunQuery struct {
 	Namespace string // "" means all
 	Job       string // name; needs Namespace
 	RootID    RunID  // the task runs of this root, instead of roots
+	Task      string // name; needs RootID
 	States    []State
 	Worker    string
 	Labels    map[string]string
