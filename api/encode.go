@@ -124,7 +124,28 @@ func appendRun(b []byte, r *job.Run) []byte {
 	b = timeField(b, `,"cancel_requested_at":`, r.CancelAt)
 	b = textField(b, `,"backfill_id":`, r.BackfillID)
 	b = numberField(b, `,"failures":`, uint64(r.Failures))
+	b = numberField(b, `,"item":`, uint64(r.Item))
+	b = numberField(b, `,"items":`, uint64(r.Items))
+	b = idField(b, `,"parent_id":`, r.ParentID)
+	b = idField(b, `,"reused_from":`, r.ReusedFrom)
+	b = upstreamsField(b, r.Upstreams)
 	return append(b, '}')
+}
+
+func upstreamsField(b []byte, ups []job.UpstreamRun) []byte {
+	if len(ups) == 0 {
+		return b
+	}
+	b = append(b, `,"upstreams":[`...)
+	for i := range ups {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendText(append(b, `{"job":`...), ups[i].Job)
+		b = appendID(append(b, `,"run_id":`...), ups[i].RunID)
+		b = append(numberField(b, `,"coalesced":`, uint64(ups[i].Coalesced)), '}')
+	}
+	return append(b, ']')
 }
 
 func textField(b []byte, name, v string) []byte {

@@ -39,6 +39,10 @@ func drawRun(t *rapid.T) *job.Run {
 			copy(p[:], rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, name))
 		case *job.JobID:
 			copy(p[:], rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, name))
+		case *[]job.UpstreamRun:
+			for range rapid.IntRange(0, 3).Draw(t, name) {
+				*p = append(*p, job.UpstreamRun{Job: rapid.String().Draw(t, "job"), RunID: job.RunID{1}, Coalesced: rapid.Uint32().Draw(t, "coalesced")})
+			}
 		case *[]byte:
 			*p = []byte{1}
 		default:

@@ -193,7 +193,7 @@ func (a *API) finishOpenAPI() error {
 }
 
 var requestSchemas = []string{"Submission", "Batch", "BackfillRequest", "MaintenanceRequest", "JoinRequest", "TransferRequest", "CredentialRequest",
-	"Document", "Schedule", "Task", "Exec", "HTTP", "Handler", "Retry", "Concurrency"}
+	"Document", "Schedule", "Task", "Exec", "HTTP", "Handler", "RunJob", "Retry", "Concurrency"}
 
 // The schemas of types that write themselves as text.
 type (
