@@ -47,9 +47,14 @@ func ifMatch(version uint64) http.Header {
 
 func jobPath(name string) string { return "/v1/jobs/" + url.PathEscape(name) }
 
-// DeleteJob deletes a job; its runs stay. ifVersion 0 means whichever version.
+// DeleteJob deletes a job; its runs stay. ifVersion 0 means whichever version. A job that others depend on is a Conflict,
+// reason has_dependents.
 func (c *Client) DeleteJob(ctx context.Context, name string, ifVersion uint64) error {
-	maybe, err := c.do(ctx, &call{method: http.MethodDelete, path: jobPath(name), header: ifMatch(ifVersion)}, nil)
+	return c.deleteJob(ctx, name, ifVersion, nil)
+}
+
+func (c *Client) deleteJob(ctx context.Context, name string, ifVersion uint64, q url.Values) error {
+	maybe, err := c.do(ctx, &call{method: http.MethodDelete, path: jobPath(name), query: q, header: ifMatch(ifVersion)}, nil)
 	if maybe && job.CodeOf(err) == job.NotFound {
 		return nil // an attempt that nobody answered did it
 	}

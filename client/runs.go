@@ -136,6 +136,7 @@ type RunFilter struct {
 	Labels        map[string]string
 	Since, Until  time.Time // by the time in the id
 	RootID        job.RunID // the task runs of this run, instead of root runs
+	Task          string    // of one task only, with RootID; of a task with for_each also its items
 	AllNamespaces bool
 }
 
@@ -154,6 +155,7 @@ func (c *Client) Runs(ctx context.Context, f RunFilter) iter.Seq2[*job.Run, erro
 	if !f.RootID.IsZero() {
 		q.Set("root_id", f.RootID.String())
 	}
+	setIf(q, "task", f.Task)
 	if f.AllNamespaces {
 		q.Set("namespace", "*")
 	}
@@ -165,7 +167,8 @@ func (c *Client) Cancel(ctx context.Context, id job.RunID) (*job.Run, error) {
 	return ask[job.Run](ctx, c, &call{method: http.MethodPost, path: runPath(id) + "/cancel"})
 }
 
-// Retry makes a new run of one that has ended. Asking twice retries once.
+// Retry makes a new run of one that has ended, in the same version and with the same payload. Of a run with tasks only those
+// run again that did not succeed, and those that come after them. Asking twice retries once.
 func (c *Client) Retry(ctx context.Context, id job.RunID) (*job.Run, error) {
 	return ask[job.Run](ctx, c, &call{method: http.MethodPost, path: runPath(id) + "/retry"})
 }
