@@ -26,9 +26,10 @@ type Document struct {
 	OnWorkerLost OnWorkerLost      `json:"on_worker_lost,omitempty"`
 	OnLeaseLost  OnLeaseLost       `json:"on_lease_lost,omitempty"`
 
-	Payload json.RawMessage `json:"payload,omitempty"` // for runs that bring none, such as ticks
+	// Payload is for runs that bring none, such as ticks. Text in it may hold templates over run, but for its payload.
+	Payload json.RawMessage `json:"payload,omitempty"`
 
-	// Result is an expression over the tasks that makes the run's result when they have all ended; only with Tasks.
+	// Result is an expression over tasks and run that makes the run's result when it has succeeded; only with Tasks.
 	Result string `json:"result,omitempty"`
 
 	// Exactly one executor, or Tasks.
@@ -46,15 +47,18 @@ type Task struct {
 	Name      string   `json:"name"`
 	DependsOn []string `json:"depends_on,omitempty"` // tasks of the same job
 	RunIf     RunIf    `json:"run_if,omitempty"`
-	// When is an expression that must be true as well, once RunIf is; else the task is skipped.
+	// When is an expression (CEL) over the tasks before this one and run, such as tasks.extract.result.rows > 0. It must be
+	// true as well, once RunIf is; else the task is skipped. One that cannot be evaluated fails the task.
 	When string `json:"when,omitempty"`
-	// ForEach is an expression that answers a list: the task then has one run for each item of it, of which so many as
-	// MaxParallel are released at once (0: all). An item is its run's payload unless Payload says otherwise.
+	// ForEach is an expression that answers a list of at most MaxItems: the task then has one run for each item of it, of
+	// which so many as MaxParallel are released at once (0: all). An item is its run's payload unless Payload says
+	// otherwise; the task's result, for expressions, is the list of the items' results.
 	ForEach     string `json:"for_each,omitempty"`
 	MaxParallel int    `json:"max_parallel,omitempty"`
 	// AllowFailure: that this task fails, or is cancelled, does not make its run fail. Tasks after it see how it ended.
 	AllowFailure bool `json:"allow_failure,omitempty"`
-	// Payload is what the work gets instead of the run's payload. Text in it may hold templates.
+	// Payload is what the work gets instead of the run's payload. Text in it may hold templates, ${{ expression }}; one
+	// that is the whole text stands for its value, of whatever kind.
 	Payload json.RawMessage `json:"payload,omitempty"`
 
 	Timeout      Duration          `json:"timeout,omitempty"`
@@ -162,7 +166,8 @@ type Concurrency struct {
 	Limit int    `json:"limit"` // default 1; when jobs that share a key disagree, each run obeys its own job's limit
 }
 
-// Exec runs a command: an argv, never a shell string.
+// Exec runs a command: an argv, never a shell string. Values of Env may hold templates; the command may not, so that what
+// is executed never depends on data.
 type Exec struct {
 	Command          []string          `json:"command"`
 	Dir              string            `json:"dir,omitempty"`
@@ -172,7 +177,8 @@ type Exec struct {
 	SuccessExitCodes []int             `json:"success_exit_codes,omitempty"` // default [0]
 }
 
-// HTTP sends one request; the attempt's id, fence and scheduled time go along as headers.
+// HTTP sends one request; the attempt's id, fence and scheduled time go along as headers. URL, Body and the values of
+// Headers may hold templates.
 type HTTP struct {
 	Method        string            `json:"method,omitempty"` // default POST
 	URL           string            `json:"url"`
@@ -187,7 +193,8 @@ type Handler struct {
 }
 
 // OfTask is the document that a run of one task goes by: what the task sets, and under it what the document does. It has
-// the task's executor, or none if the leader itself carries the task out (RunJob, ForEach).
+// the task's executor, or none if the task runs another job, which the leader itself carries out. A task with ForEach has
+// a run above those of its items, which goes by nothing: it waits for them.
 func (d *Document) OfTask(t *Task) *Document {
 	n := &Document{
 		Name: d.Name, Namespace: d.Namespace, Timeout: d.Timeout, Retry: d.Retry, Selector: d.Selector, Slots: d.Slots,

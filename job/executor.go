@@ -15,12 +15,15 @@ func indexed(field string, i int) string { return fmt.Sprintf("%s[%d]", field, i
 func (d *Document) checkExecutors() *Error {
 	if d.Tasks == nil {
 		if d.Result != "" {
-			return InvalidField("result", "only a job with tasks has a result expression; the result of one executor is the run's result")
+			return InvalidField("result", "only a job with tasks has a result expression; remove it: what the executor answers is the run's result")
 		}
 		return checkExecutor("", "a job needs one of exec, http, handler or tasks", d.Exec, d.HTTP, d.Handler)
 	}
 	if name := d.ExecutorName(); name != "" {
 		return InvalidField(name, "a job has either %s or tasks, not both; move %s into a task", name, name)
+	}
+	if err := checkExpression("result", d.Result); err != nil {
+		return err
 	}
 	switch {
 	case len(d.Tasks) == 0:
@@ -50,6 +53,14 @@ func (t *Task) validate(at string) *Error {
 		func() *Error {
 			return oneOf(at+".run_if", t.RunIf, AllSucceeded, AllDone, AnySucceeded, AnyFailed, NoneFailed)
 		},
+		func() *Error {
+			if len(t.DependsOn) == 0 && (t.RunIf == AnySucceeded || t.RunIf == AnyFailed) {
+				return InvalidField(at+".run_if", "%s looks at the tasks before this one, and there are none; add depends_on, or remove run_if", t.RunIf)
+			}
+			return nil
+		},
+		func() *Error { return checkExpression(at+".when", t.When) },
+		func() *Error { return checkExpression(at+".for_each", t.ForEach) },
 		func() *Error { return t.settings().validate(at) },
 		func() *Error { return t.Retry.validate(at + ".retry") },
 		func() *Error {
@@ -73,6 +84,23 @@ func (t *Task) validate(at string) *Error {
 			return nil
 		},
 	)
+}
+
+// TemplateMark begins a template in a document's text; what follows it, up to }}, is an expression.
+const TemplateMark = "${{"
+
+// checkExpression bounds an expression and keeps out what no screen shows. What it means is judged by job/dag, which
+// callers ask besides: it knows more than this package may.
+func checkExpression(field, text string) *Error {
+	switch {
+	case len(text) > MaxExpressionBytes:
+		return InvalidField(field, "the expression has %d bytes; the limit is %d, so make it shorter or let a task work it out", len(text), MaxExpressionBytes)
+	case !printable(text, "\n\t\r"):
+		return InvalidField(field, "the expression contains a character that cannot be shown; write it as an escape such as \\u200b")
+	case text != "" && strings.TrimSpace(text) == "":
+		return InvalidField(field, "the expression is empty; write one, or remove the field")
+	}
+	return nil
 }
 
 func (t *Task) checkMap(at string) *Error {
@@ -151,6 +179,14 @@ func (d *Document) taskCycle(index map[string]int) []string {
 		}
 	}
 	return nil
+}
+
+// ValidateExecutor checks the executor of a document by itself, as Validate does, once values have been put into it.
+func (d *Document) ValidateExecutor() error {
+	if d.ExecutorName() == "" {
+		return nil
+	}
+	return answer(checkExecutor("", "", d.Exec, d.HTTP, d.Handler))
 }
 
 // checkExecutor checks that there is exactly one executor, and that one.

@@ -30,6 +30,7 @@ const (
 	MaxItems            = 1_000 // of the list of a task's for_each
 	MaxRunDepth         = 8     // runs above a run, by run_job
 	MaxTaskEdges        = 1_000 // upstream tasks of one task
+	MaxExpressionBytes  = 4 << 10
 	MaxCommandBytes     = 128 << 10
 	MaxEnv              = 1_000
 	MaxEnvBytes         = 128 << 10
@@ -359,6 +360,9 @@ func oneOf[T ~string](field string, word T, words ...T) *Error {
 func checkURL(field, raw string) *Error {
 	if len(raw) > MaxURLBytes {
 		return InvalidField(field, "the address has %d bytes; the limit is %d", len(raw), MaxURLBytes)
+	}
+	if strings.Contains(raw, TemplateMark) {
+		return nil // judged when its values are known; where they stand is for job/dag to say
 	}
 	u, err := url.Parse(raw)
 	switch {
