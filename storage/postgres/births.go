@@ -180,7 +180,7 @@ func (s *Store) bearTogether(ctx context.Context, c *pgx.Conn, b *brood, at []in
 	keyed := slices.ContainsFunc(at, func(i int) bool { return b.runs[i].Key != "" })
 	if !keyed && !careful && !s.cfg.Outbox {
 		runs := pick(b.runs, at)
-		if err := copyRuns(ctx, c.PgConn(), runs, ""); err != nil {
+		if err := copyRuns(ctx, c.PgConn(), runs, "", ""); err != nil {
 			return unsure(err)
 		}
 		b.allNew(at)
@@ -199,7 +199,7 @@ func (s *Store) bearTogether(ctx context.Context, c *pgx.Conn, b *brood, at []in
 			return err
 		}
 		if len(born) == len(at) && !careful && !s.cfg.Outbox {
-			if err := copyRuns(ctx, c.PgConn(), pick(b.runs, at), "; "+commitSQL); err != nil {
+			if err := copyRuns(ctx, c.PgConn(), pick(b.runs, at), "", "; "+commitSQL); err != nil {
 				return unsure(err)
 			}
 			f.open = false
@@ -330,7 +330,7 @@ func (s *Store) insert(ctx context.Context, f *flight, runs []*job.Run, careful 
 			return fresh, err
 		}
 	}
-	if err := copyRuns(ctx, f.c.PgConn(), runs, ""); err != nil {
+	if err := copyRuns(ctx, f.c.PgConn(), runs, "", ""); err != nil {
 		return fresh, err
 	}
 	for _, r := range runs {

@@ -78,12 +78,18 @@ var columns = []column{
 		}
 		return binary.BigEndian.AppendUint32(b, uint32(r.ExitCode)), true
 	}, func(r *job.Run, v []byte) { r.ExitCode = int32(binary.BigEndian.Uint32(v)) }},
+	int4Column("item", func(r *job.Run) *uint32 { return &r.Item }),
+	int4Column("items", func(r *job.Run) *uint32 { return &r.Items }),
+	idColumn("parent_id", func(r *job.Run) *[16]byte { return (*[16]byte)(&r.ParentID) }),
+	int2Column("depth", func(r *job.Run) *uint8 { return &r.Depth }, false),
+	idColumn("reused_from", func(r *job.Run) *[16]byte { return (*[16]byte)(&r.ReusedFrom) }),
 
 	{"labels", pgtype.TextOID, putLabels, func(r *job.Run, v []byte) { r.Labels = takeLabels(v) }},
 	jsonColumn("payload", func(r *job.Run) *json.RawMessage { return &r.Payload }),
 	jsonColumn("spec", func(r *job.Run) *json.RawMessage { return &r.Spec }),
 	jsonColumn("result", func(r *job.Run) *json.RawMessage { return &r.Result }),
 	textColumn("error", func(r *job.Run) *string { return &r.Error }),
+	{"upstreams", pgtype.TextOID, putUpstreams, takeUpstreams},
 
 	{"lane_hash", pgtype.Int8OID, func(b []byte, r *job.Run) ([]byte, bool) {
 		return binary.BigEndian.AppendUint64(b, uint64(laneHash(r.LaneKey()))), true
@@ -294,4 +300,16 @@ func putLabels(b []byte, r *job.Run) ([]byte, bool) {
 func takeLabels(v []byte) (labels map[string]string) {
 	_ = json.Unmarshal(v, &labels) // what was not written by us stays out
 	return labels
+}
+
+func putUpstreams(b []byte, r *job.Run) ([]byte, bool) {
+	if len(r.Upstreams) == 0 {
+		return b, false
+	}
+	text, _ := json.Marshal(r.Upstreams) // names, ids and numbers always can be
+	return append(b, text...), true
+}
+
+func takeUpstreams(r *job.Run, v []byte) {
+	_ = json.Unmarshal(v, &r.Upstreams) // what was not written by us stays out
 }

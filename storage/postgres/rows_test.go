@@ -86,7 +86,14 @@ func randomRun(rng *rand.Rand) *job.Run {
 	for _, f := range []*uint32{&r.Attempt, &r.Losses, &r.Failures} {
 		maybe(func() { *f = rng.Uint32() >> 1 })
 	}
-	maybe(func() { r.Reason = job.Reason(rng.IntN(28)) })
+	for _, f := range []*uint32{&r.Item, &r.Items} {
+		maybe(func() { *f = rng.Uint32() >> 1 })
+	}
+	maybe(func() { r.ParentID, r.ReusedFrom, r.Depth = randomID(at()), randomID(at()), uint8(rng.IntN(9)) })
+	maybe(func() {
+		r.Upstreams = []job.UpstreamRun{{Job: "load", RunID: randomID(at())}, {Job: "x.y", RunID: randomID(at()), Coalesced: 7}}
+	})
+	maybe(func() { r.Reason = job.Reason(rng.IntN(35)) })
 	maybe(func() { r.CancelReason = job.OverlapReplaced })
 	maybe(func() { r.ExitCode = int32(rng.Uint32()) })
 	maybe(func() { r.RetryOf, r.CanonicalID = randomID(at()), randomID(at()) })
@@ -134,7 +141,7 @@ func TestRows(t *testing.T) {
 		for _, want := range runs {
 			if w == narrow {
 				n := *want
-				n.Labels, n.Payload, n.Spec, n.Result, n.Error = nil, nil, nil, nil, ""
+				n.Labels, n.Payload, n.Spec, n.Result, n.Error, n.Upstreams = nil, nil, nil, nil, "", nil
 				want = &n
 			}
 			if d := cmp.Diff(want, byID[want.ID]); d != "" {
