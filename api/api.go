@@ -52,11 +52,15 @@ type Config struct {
 	Joiner    Joiner
 	Cluster   Cluster
 
+	Graphs      Graphs       // nil: GET /v1/jobs/{name}/dependencies and a deletion with detach answer 404
 	Admin       ClusterAdmin // nil: its routes answer 404
 	Credentials Credentials  // nil: /v1/credentials answers 404
 	Snapshots   Snapshots    // nil: /v1/cluster/snapshot answers 404
-	Metrics     http.Handler // GET /metrics; nil: 404
-	Console     http.Handler // GET of everything outside /v1 that is no other route; nil: one plain page at /
+	// Tasks says that this cluster runs jobs with tasks and with depends_on; without it they are refused, not_supported_yet.
+	Tasks bool
+
+	Metrics http.Handler // GET /metrics; nil: 404
+	Console http.Handler // GET of everything outside /v1 that is no other route; nil: one plain page at /
 
 	// Authorize decides on every request before a handler or its body is looked at; nil allows everything. Its error is
 	// answered as it is: Unauthenticated or Forbidden.

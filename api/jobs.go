@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"github.com/musterhq/muster/job"
+	"github.com/musterhq/muster/job/dag"
 	"github.com/musterhq/muster/job/timetable"
 )
 
@@ -22,10 +23,16 @@ type InJob struct {
 	Name nameParam `path:"name"`
 }
 
-type inJobChange struct {
+// InJobChange is the parameters of a change of one job.
+type InJobChange struct {
 	InJob
 	IfMatch     string `header:"If-Match" doc:"the ETag of the version that is to be changed; another current version is 412"`
 	IfNoneMatch string `header:"If-None-Match" doc:"* creates only: a job that is there is 412"`
+}
+
+type inDelete struct {
+	InJobChange
+	Detach flagParam `query:"detach" doc:"true: the jobs that depend on it get a new version without that dependency first; else such a job is 409, has_dependents"`
 }
 
 type inPost struct{ InNamespace }
@@ -131,7 +138,16 @@ func (a *API) document(rq *request) (*job.Document, error) {
 			return nil, err
 		}
 	}
-	return doc, doc.Unsupported()
+	return doc, a.runnable(doc)
+}
+
+// runnable judges of a valid document what takes more than the document's own rules: whether this cluster runs such jobs, and
+// its expressions and templates.
+func (a *API) runnable(doc *job.Document) error {
+	if !a.Tasks {
+		return doc.Unsupported()
+	}
+	return dag.Validate(doc)
 }
 
 // createJob is POST /v1/jobs: it creates, and never changes.
@@ -155,7 +171,7 @@ func (a *API) createJob(rq *request, _ *inPost) error {
 
 // putJob is PUT /v1/jobs/{name}: it creates or changes. The same document again changes nothing, and repeats the second
 // half of L7 in case that was what failed.
-func (a *API) putJob(rq *request, in *inJobChange) error {
+func (a *API) putJob(rq *request, in *InJobChange) error {
 	name, err := in.name()
 	if err != nil {
 		return err
@@ -182,7 +198,7 @@ func (a *API) putJob(rq *request, in *inJobChange) error {
 }
 
 // guards reads the conditional headers.
-func (a *API) guards(rq *request, in *inJobChange) (ifVersion uint64, newOnly bool, err error) {
+func (a *API) guards(rq *request, in *InJobChange) (ifVersion uint64, newOnly bool, err error) {
 	ifVersion, must, err := readEntityTag(in.IfMatch)
 	if err != nil {
 		return 0, false, err
@@ -208,7 +224,7 @@ func (a *API) guards(rq *request, in *inJobChange) (ifVersion uint64, newOnly bo
 }
 
 // mismatch gives a conflict the status that a failed condition has.
-func (in *inJobChange) mismatch(err error) error {
+func (in *InJobChange) mismatch(err error) error {
 	e := job.AsError(err)
 	if e.Code != job.Conflict || in.IfMatch == "" && in.IfNoneMatch == "" {
 		return err
@@ -255,7 +271,7 @@ func outOfReach(err error) bool {
 	return false
 }
 
-func (a *API) deleteJob(rq *request, in *inJobChange) error {
+func (a *API) deleteJob(rq *request, in *inDelete) error {
 	name, err := in.name()
 	if err != nil {
 		return err
@@ -263,12 +279,24 @@ func (a *API) deleteJob(rq *request, in *inJobChange) error {
 	if in.IfNoneMatch != "" {
 		return job.InvalidField("If-None-Match", "it has no meaning for a deletion")
 	}
-	ifVersion, _, err := a.guards(rq, in)
+	detach, err := in.Detach.read("detach")
 	if err != nil {
 		return err
 	}
-	j, err := a.Store.DeleteJob(rq.ctx, rq.namespace, name, ifVersion)
+	ifVersion, _, err := a.guards(rq, &in.InJobChange)
 	if err != nil {
+		return err
+	}
+	var j *job.Job
+	if detach {
+		j, err = a.detachAndDelete(rq, name, ifVersion)
+	} else {
+		j, err = a.Store.DeleteJob(rq.ctx, rq.namespace, name, ifVersion)
+	}
+	if err != nil {
+		if e := job.AsError(err); e.Reason == "has_dependents" { // no version would be another one
+			return err
+		}
 		return in.mismatch(err)
 	}
 	err = a.Schedules.DropSchedule(rq.ctx, j)

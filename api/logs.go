@@ -27,7 +27,7 @@ type inLogs struct {
 const (
 	outputEvent = "output" // OutputEvent
 	gapEvent    = "gap"    // GapEvent
-	endEvent    = "end"    // the run, as GET /v1/runs/{id} answers it
+	endEvent    = "end"    // the run, without its tasks
 	errorEvent  = "error"  // a problem document; the stream ends
 )
 

@@ -21,6 +21,7 @@ type route struct {
 	tag, summary, notes string
 	body                any      // a value of the body's type; nil: none
 	bodyTypes           []string // media types of the body; nil: JSON
+	optionalBody        bool
 	answers             []answer // what success looks like; the first is the usual one
 	hidden              bool     // not in the document
 }
@@ -137,7 +138,7 @@ func (a *API) describe(rt *route) (op huma.Operation, body *huma.RequestBody) {
 		if rt.bodyTypes == nil {
 			rt.bodyTypes = []string{jsonType}
 		}
-		body = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{}}
+		body = &huma.RequestBody{Required: !rt.optionalBody, Content: map[string]*huma.MediaType{}}
 		for _, t := range rt.bodyTypes {
 			body.Content[t] = &huma.MediaType{Schema: schemas.Schema(reflect.TypeOf(rt.body), true, rt.ID+"Body")}
 		}
@@ -192,7 +193,7 @@ func (a *API) finishOpenAPI() error {
 	return nil
 }
 
-var requestSchemas = []string{"Submission", "Batch", "BackfillRequest", "MaintenanceRequest", "JoinRequest", "TransferRequest", "CredentialRequest",
+var requestSchemas = []string{"Submission", "Batch", "BackfillRequest", "MaintenanceRequest", "RetryRequest", "JoinRequest", "TransferRequest", "CredentialRequest",
 	"Document", "Schedule", "Task", "Exec", "HTTP", "Handler", "RunJob", "Retry", "Concurrency"}
 
 // The schemas of types that write themselves as text.

@@ -57,8 +57,8 @@ func (nameParam) Schema(huma.Registry) *huma.Schema {
 
 const namePattern = `^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`
 
-// InNamespace is embedded by the parameters of every operation that has a namespace. It is exported, as are InJob and
-// InRun, because huma does not look into embedded structs that are not.
+// InNamespace is embedded by the parameters of every operation that has a namespace. It is exported, as are InJob,
+// InJobChange and InRun, because huma does not look into embedded structs that are not.
 type InNamespace struct {
 	Namespace nameParam `query:"namespace" doc:"the namespace; without it: default"`
 }

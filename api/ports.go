@@ -42,6 +42,13 @@ type Reads interface {
 	Usage(ctx context.Context) (job.Usage, error)
 }
 
+// Graphs is what a store knows of how jobs depend on each other.
+type Graphs interface {
+	// Dependencies answers the edges of a job, to its upstreams and then from its dependents, each by name; none if there
+	// is no such job.
+	Dependencies(ctx context.Context, namespace, name string) ([]job.Dependency, error)
+}
+
 // Schedules is the control state of jobs, which Raft owns (L7). Reads are local and as new as this node's log.
 type Schedules interface {
 	// PutSchedule brings the job's current version into effect. A document without a schedule ends an older version's.

@@ -52,7 +52,8 @@ func (a *API) jobRoutes() {
 	serve(a, route{endpoint: at("list-jobs", Read, get, "/v1/jobs"), tag: "jobs",
 		summary: "List jobs", notes: "Ordered by name.", answers: ok(page[job.Job]{})}, a.listJobs)
 	serve(a, route{endpoint: at("create-job", Define, post, "/v1/jobs"), tag: "jobs",
-		summary: "Create a job", notes: "409 if there is one of that name.",
+		summary: "Create a job", notes: "409 if there is one of that name. The jobs in depends_on have to be there; a job that a task runs (run_job) is looked up " +
+			"when it is run.",
 		body: job.Document{}, bodyTypes: documents, answers: effective[1:]}, a.createJob)
 	serve(a, route{endpoint: at("read-job", Read, get, "/v1/jobs/{name}"), tag: "jobs",
 		summary: "Read a job", notes: "The ETag is its version.", answers: ok(job.Job{})}, a.readJob)
@@ -60,8 +61,11 @@ func (a *API) jobRoutes() {
 		summary: "Create or change a job", notes: "The same document again changes nothing.",
 		body: job.Document{}, bodyTypes: documents, answers: effective}, a.putJob)
 	serve(a, route{endpoint: at("delete-job", Define, del, "/v1/jobs/{name}"), tag: "jobs",
-		summary: "Delete a job", notes: "Its runs stay.",
+		summary: "Delete a job", notes: "Its runs stay. 409 with reason has_dependents if jobs depend on it, unless detach is true.",
 		answers: []answer{{http.StatusNoContent, "it is gone", nil, ""}, effective[2]}}, a.deleteJob)
+	serve(a, route{endpoint: at("list-dependencies", Read, get, "/v1/jobs/{name}/dependencies"), tag: "jobs",
+		summary: "List what a job depends on, and what depends on it", notes: "Each edge with the run that satisfied it since the job last ran because of it.",
+		answers: ok(Dependencies{})}, a.listDependencies)
 	serve(a, route{endpoint: at("pause-job", Define, post, "/v1/jobs/{name}/pause"), tag: "jobs",
 		summary: "Pause a job", notes: "It stops ticking, and its queued runs are held.", answers: ok(job.Job{})}, a.pauseJob)
 	serve(a, route{endpoint: at("resume-job", Define, post, "/v1/jobs/{name}/resume"), tag: "jobs",
@@ -87,7 +91,7 @@ func (a *API) runRoutes() {
 		{http.StatusOK, "the run was there already", job.Run{}, ""},
 	}
 	serve(a, route{endpoint: acrossNamespaces(at("list-runs", Read, get, "/v1/runs")), tag: "runs",
-		summary: "List runs", notes: "Root runs, newest id first. The namespace * means all.", answers: ok(page[job.Run]{})}, a.listRuns)
+		summary: "List runs", notes: "Root runs, newest id first; or with root_id the task runs of one. The namespace * means all.", answers: ok(page[job.Run]{})}, a.listRuns)
 	serve(a, route{endpoint: at("submit-run", Submit, post, "/v1/runs"), tag: "runs",
 		summary: "Submit a run", notes: "Of a job, or with an inline spec. Repeating an id is the same run.",
 		body: Submission{}, answers: birth}, a.submitRun)
@@ -95,13 +99,16 @@ func (a *API) runRoutes() {
 		summary: "Submit up to 1,000 runs", notes: "Each has its own fate: the answer's items are in the order of the request's.",
 		body: Batch{}, answers: ok(BatchAnswer{})}, a.submitBatch)
 	serve(a, route{endpoint: at("read-run", Read, get, "/v1/runs/{id}"), tag: "runs",
-		summary: "Read a run", answers: ok(job.Run{})}, a.readRun)
+		summary: "Read a run", notes: "Of a root run whose job has tasks also how each task stands, without payloads and results, which are in the tasks' own runs.",
+		answers: ok(RunWithTasks{})}, a.readRun)
 	serve(a, route{endpoint: at("cancel-run", Submit, post, "/v1/runs/{id}/cancel"), tag: "runs",
-		summary: "Ask for a run to be cancelled", notes: "An intent: a running attempt is stopped first.",
+		summary: "Ask for a run to be cancelled", notes: "An intent: a running attempt is stopped first. Of a root run whose job has tasks no more tasks are started, and " +
+			"those that run are cancelled; the cancellation of a task run concerns that task only.",
 		answers: []answer{{http.StatusAccepted, "the intent is recorded", job.Run{}, ""}, {http.StatusOK, "it had ended already", job.Run{}, ""}}}, a.cancelRun)
 	serve(a, route{endpoint: at("retry-run", Submit, post, "/v1/runs/{id}/retry"), tag: "runs",
-		summary: "Run a run that has ended again", notes: "A new run, of the same version and payload. Asking twice retries once.",
-		answers: birth}, a.retryRun)
+		summary: "Run a run that has ended again", notes: "A new run, of the same version and payload. Asking twice retries once. Of a job with tasks only those " +
+			"run again that did not succeed, and those that come after them, unless scope is all; a run that was retried already with another scope is 409, other_scope.",
+		body: RetryRequest{}, optionalBody: true, answers: birth}, a.retryRun)
 	serve(a, route{endpoint: at("list-attempts", Read, get, "/v1/runs/{id}/attempts"), tag: "runs",
 		summary: "List attempts", notes: "Oldest first.", answers: ok(page[job.Attempt]{})}, a.listAttempts)
 	serve(a, route{endpoint: at("explain-run", Read, get, "/v1/runs/{id}/explain"), tag: "runs",

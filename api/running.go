@@ -135,7 +135,8 @@ func matches(r *job.Run, q *job.RunQuery) bool {
 		len(q.States) > 0 && !slices.Contains(q.States, r.State),
 		q.Worker != "" && r.Worker != q.Worker,
 		q.RootID.IsZero() && !r.IsRoot(),
-		!q.RootID.IsZero() && (r.RootID != q.RootID || r.IsRoot()):
+		!q.RootID.IsZero() && (r.RootID != q.RootID || r.IsRoot()),
+		q.Task != "" && r.Task != q.Task:
 		return false
 	}
 	if at := job.At(r.ID.Time()); at < q.Since || q.Until != 0 && at >= q.Until {

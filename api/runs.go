@@ -22,6 +22,7 @@ type inRuns struct {
 	Since  timeParam   `query:"since" doc:"by the time in the id, inclusive"`
 	Until  timeParam   `query:"until" doc:"exclusive"`
 	RootID idParam     `query:"root_id" doc:"the task runs of this run, instead of root runs"`
+	Task   nameParam   `query:"task" doc:"of this task only, with root_id; of a task with for_each also its items"`
 	Limit  limitParam  `query:"limit"`
 	Cursor string      `query:"cursor" doc:"next_cursor of the page before"`
 }
@@ -44,7 +45,7 @@ func (a *API) findRun(rq *request, id idParam) (*job.Run, error) {
 	return a.asItIs(r), nil
 }
 
-// readRun answers a run; of one that proved a duplicate the run that it duplicates (S9).
+// readRun answers a run and its tasks; of one that proved a duplicate the run that it duplicates (S9).
 func (a *API) readRun(rq *request, in *InRun) error {
 	r, err := a.findRun(rq, in.ID)
 	if err != nil {
@@ -55,7 +56,11 @@ func (a *API) readRun(rq *request, in *InRun) error {
 			r = a.asItIs(canonical)
 		}
 	}
-	return rq.writeRun(http.StatusOK, r)
+	tasks, err := a.tasksOf(rq.ctx, r)
+	if err != nil {
+		return err
+	}
+	return rq.writeRunWithTasks(r, tasks)
 }
 
 func (a *API) listRuns(rq *request, in *inRuns) error {
@@ -63,7 +68,7 @@ func (a *API) listRuns(rq *request, in *inRuns) error {
 	if err != nil {
 		return err
 	}
-	filters := filterText(q.Namespace, q.Job, q.RootID, q.States, q.Worker, q.Labels, q.Since, q.Until)
+	filters := filterText(q.Namespace, q.Job, q.RootID, q.Task, q.States, q.Worker, q.Labels, q.Since, q.Until)
 	if q.Before, err = readRunCursor(filters, in.Cursor); err != nil {
 		return err
 	}
@@ -125,6 +130,14 @@ func (in *inRuns) query(rq *request) (q job.RunQuery, err error) {
 			return q, err
 		}
 	}
+	if in.Task != "" {
+		if q.Task = string(in.Task); q.RootID.IsZero() {
+			return q, job.InvalidField("task", "tasks are listed for one run at a time; name it as root_id")
+		}
+		if err = checkName("task", q.Task); err != nil {
+			return q, err
+		}
+	}
 	q.Limit, err = in.Limit.read("limit", MaxPage)
 	return q, err
 }
@@ -148,22 +161,45 @@ func (a *API) cancelRun(rq *request, in *InRun) error {
 	return rq.writeRun(http.StatusAccepted, a.asItIs(receipts[0].Run))
 }
 
+// RetryRequest is the body of POST /v1/runs/{id}/retry, which needs none.
+type RetryRequest struct {
+	Scope string `json:"scope,omitempty" enum:"failed,all" doc:"which tasks run again: failed, those that did not succeed and those that come after them, which is the default; or all. For a run of one task it makes no difference"`
+}
+
+const (
+	retryFailed = "failed"
+	retryAll    = "all"
+)
+
 // retryRun makes a new run of a terminal one: the same job in the version it ran, the same payload. Its id derives from
-// the run it retries, so that asking twice retries once.
+// the run it retries, so that asking twice retries once. The scope is not in the id: one run has one retry, and whoever asks
+// for another scope than that had is refused, rather than answered a run that does something else.
 func (a *API) retryRun(rq *request, in *InRun) error {
+	var req RetryRequest
+	if rq.r.ContentLength != 0 {
+		if err := rq.decode(a, &req); err != nil {
+			return err
+		}
+	}
+	if req.Scope != "" && req.Scope != retryFailed && req.Scope != retryAll {
+		return job.InvalidField("scope", "%s is no scope; use failed, for the tasks that did not succeed, or all", quote(req.Scope))
+	}
 	r, err := a.findRun(rq, in.ID)
 	if err != nil {
 		return err
 	}
 	switch {
 	case !r.IsRoot():
-		return job.Errorf(job.Conflict, "not_root", "this is the task %s of a run; retry the run %s", quote(r.Task), r.RootID)
+		return job.Errorf(job.Conflict, "not_root", "this is the task %s of the run %s, and is not retried by itself; retry that run: with the scope failed, which is the default, only those of its tasks run again that did not succeed, and those that come after them", quote(r.Task), r.RootID)
 	case !r.State.Terminal():
 		return job.Errorf(job.Conflict, "not_terminal", "the run is %s; only one that has ended can be retried", r.State)
 	}
 	n, err := a.retryOf(rq, r)
 	if err != nil {
 		return err
+	}
+	if hasTasks(n) && req.Scope != retryAll {
+		n.ReusedFrom = r.ID
 	}
 	receipts, err := a.Store.Submit(rq.ctx, []*job.Run{n})
 	if err == nil {
@@ -174,6 +210,8 @@ func (a *API) retryRun(rq *request, in *InRun) error {
 	}
 	if !receipts[0].Existing {
 		a.Hints.Born([]*job.Run{receipts[0].Run})
+	} else if was := receipts[0].Run; req.Scope != "" && was.ReusedFrom != n.ReusedFrom {
+		return job.Errorf(job.Conflict, "other_scope", "the run was retried already, with another scope, as the run %s; retry that one once it has ended", was.ID)
 	}
 	return a.answerBirth(rq, receipts[0])
 }

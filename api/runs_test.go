@@ -391,7 +391,7 @@ func TestAttemptsAndExplanations(t *testing.T) {
 // Each state and reason has its sentence; a word that is added without one shows here.
 func TestEveryStateHasASentence(t *testing.T) {
 	for s := job.Waiting; s <= job.Skipped; s++ {
-		for why := job.NoReason; why <= job.WorkerStopped; why++ {
+		for why := job.NoReason; why <= job.ChildFailed; why++ {
 			r := &job.Run{State: s, Reason: why, Job: "j", Worker: "w", Attempt: 1, ReadyAt: job.At(testNow)}
 			if text := sentence(r, job.At(testNow)-1); len(text) < 8 || strings.Contains(text, "%!") {
 				t.Errorf("%s, %s: %q", s, why, text)

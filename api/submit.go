@@ -356,7 +356,7 @@ func (b *births) inline(raw json.RawMessage) (*job.Document, error) {
 		return nil, job.InvalidField("namespace", "the spec says %s, the request %s", quote(doc.Namespace), quote(b.namespace))
 	}
 	doc.Namespace = b.namespace
-	return doc, doc.Unsupported()
+	return doc, b.runnable(doc)
 }
 
 // id takes the caller's id or makes one. The time in an id decides where its run is stored and listed, so it has to be
