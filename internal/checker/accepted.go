@@ -16,6 +16,9 @@ func (j *judge) submissions() {
 	sent := map[job.RunID]*fate{}
 	for i := range j.h.Ops {
 		op := &j.h.Ops[i]
+		if op.Kind == Retry && op.Outcome == OK && op.Answer != nil && j.runs[op.Answer.ID] == nil {
+			j.broken(Lost, op.Answer.ID, "it was accepted as the retry of %s and is not there", op.ID)
+		}
 		if op.Kind != Submit {
 			continue
 		}
@@ -57,10 +60,34 @@ func (j *judge) submissions() {
 		if !r.Run.State.Terminal() {
 			j.broken(Unfinished, id, "all was drained and it is still %s (%s)", r.Run.State, r.Run.Reason)
 		}
-		if r.Run.Trigger != job.ByTick && sent[id] == nil {
-			j.broken(InventedRun, id, "nobody submitted it; its trigger is %s", r.Run.Trigger)
+		if sent[id] == nil && !j.derived(&r.Run) {
+			j.broken(InventedRun, id, "nobody asked for it; its trigger is %s", r.Run.Trigger)
 		}
 	}
+}
+
+// derived tells whether a run that nobody submitted follows from something else that is there: a tick or an edge, which
+// are judged by themselves, a retry, the root of a task run, or the task run of a child.
+func (j *judge) derived(r *job.Run) bool {
+	switch {
+	case r.Task != "":
+		root := j.runs[r.RootID]
+		return root != nil && r.Trigger == job.ByParent && r.ID == job.TaskRunID(r.RootID, r.Task, r.Item)
+	case !r.ParentID.IsZero():
+		parent := j.runs[r.ParentID]
+		for n := uint32(1); parent != nil && n <= parent.Run.Attempt; n++ {
+			if r.ID == job.ChildRunID(r.ParentID, n) {
+				return r.Trigger == job.ByParent
+			}
+		}
+		return false
+	case r.Trigger == job.ByRetry:
+		of := j.runs[r.RetryOf]
+		return of != nil && r.ID == job.RetryRunID(r.RetryOf, of.Run.FinishedAt) && slices.ContainsFunc(j.h.Ops, func(op Op) bool {
+			return op.Kind == Retry && op.ID == r.RetryOf && op.Outcome != Refused
+		})
+	}
+	return r.Trigger == job.ByTick || r.Trigger == job.ByDependency
 }
 
 // bad judges D5 for one submission that had to be refused.
@@ -136,22 +163,16 @@ func (j *judge) final() {
 		}
 		if op.Kind == Cancel {
 			j.report.Cancels++
-			for _, w := range j.work[op.ID] {
-				if w.Event == Start && w.At > op.Done+CancelInFlight {
-					j.broken(CancelIgnored, op.ID, "attempt %d started %s after the cancel was accepted", w.Attempt, span(op.Done, w.At))
-					break
-				}
+			if w := j.startAfter(op.ID, op.Done+CancelInFlight); w != nil {
+				j.broken(CancelIgnored, op.ID, "attempt %d of %s started %s after the cancel was accepted", w.Attempt, w.Run, span(op.Done, w.At))
 			}
 		}
 		seen := op.Answer
 		if seen == nil || !seen.State.Terminal() {
 			continue
 		}
-		for _, w := range j.work[seen.ID] {
-			if w.Event == Start && w.At > op.Done {
-				j.broken(StartAfterEnd, seen.ID, "attempt %d started %s after the run was seen %s", w.Attempt, span(op.Done, w.At), seen.State)
-				break
-			}
+		if w := j.startAfter(seen.ID, op.Done); w != nil {
+			j.broken(StartAfterEnd, seen.ID, "attempt %d of %s started %s after the run was seen %s", w.Attempt, w.Run, span(op.Done, w.At), seen.State)
 		}
 		r := j.runs[seen.ID]
 		if r == nil {
@@ -166,4 +187,19 @@ func (j *judge) final() {
 				seen.State, seen.Reason, seen.FinishedAt, seen.Attempt, now.State, now.Reason, now.FinishedAt, now.Attempt)
 		}
 	}
+}
+
+// startAfter is a start after a moment, of a run or of what grew from it.
+func (j *judge) startAfter(id job.RunID, after Moment) *Work {
+	for i := range j.work[id] {
+		if w := &j.work[id][i]; w.Event == Start && w.At > after {
+			return w
+		}
+	}
+	for _, below := range j.below[id] {
+		if w := j.startAfter(below, after); w != nil {
+			return w
+		}
+	}
+	return nil
 }

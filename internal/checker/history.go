@@ -148,6 +148,7 @@ type OpKind string
 const (
 	Submit OpKind = "submit"
 	Cancel OpKind = "cancel"
+	Retry  OpKind = "retry" // of the run ID; the answer is the new one
 	Read   OpKind = "read"
 	Put    OpKind = "put"
 )
@@ -175,6 +176,8 @@ type Work struct {
 	Wall        int64     `json:"wall"` // nanoseconds since the Unix epoch, for the reader
 	Code        int       `json:"code,omitempty"`
 	Signal      int       `json:"signal,omitempty"`
+	// Given is what the command was given to work with, for the trial to compare.
+	Given string `json:"given,omitempty"`
 	// Alive is, of a Stray, the life whose work was seen alive.
 	Alive int `json:"alive,omitempty"`
 }
@@ -199,6 +202,8 @@ type Job struct {
 	Ticks    []Tick        `json:"ticks"` // the whole ledger
 	// Until is up to when its ticks are judged: the system says that it has decided all up to here.
 	Until job.Instant `json:"until"`
+	// Edges are those to its upstreams, and how they stand in the end.
+	Edges []job.Dependency `json:"edges,omitempty"`
 }
 
 // Tick is a row of the ledger, and the run that the system names for it.

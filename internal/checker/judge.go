@@ -70,6 +70,24 @@ const (
 	BadAnswer     Rule = "D5 bad answer"      // bad input was refused without a 4xx that names the field
 	AwayAnswer    Rule = "D6 away answer"     // its store was away, and a submission was not refused as documented
 	AwaySlow      Rule = "D6 away, slow"      // ... or not soon
+
+	TaskEarly      Rule = "T1 early"              // a task was decided or started before all before it had ended
+	TaskMissing    Rule = "T1 missing"            // a root ended without a cancel, and a task of it has no run
+	TaskTwice      Rule = "T1 twice"              // two runs of one task or item
+	WrongDecision  Rule = "T2 wrong decision"     // run_if says something else
+	SkippedStarted Rule = "T2 skipped, started"   // work of a run that never was a worker's to do
+	WrongItems     Rule = "T4 items"              // the items of a for_each do not fit, or its end does not fit theirs
+	TooParallel    Rule = "T4 too parallel"       // more items at work than max_parallel
+	RootDisagrees  Rule = "T5 root disagrees"     // a root's end does not fit its tasks'
+	RootEarly      Rule = "T5 root early"         // a root ended before a task of it
+	WrongReuse     Rule = "T8 reuse"              // a retry took over what it should not, or did again what it should not
+	WrongChild     Rule = "T9 child"              // a run_job does not fit the run that it made
+	ConsumedTwice  Rule = "edges, consumed twice" // two runs of a job were born of one end of its upstream
+	WrongUpstream  Rule = "edges, wrong upstream" // a run was born of something that does not satisfy its job's edges
+	EndLost        Rule = "edges, end lost"       // ends that satisfied an edge are neither consumed nor pending
+	EndInvented    Rule = "edges, end invented"   // more ends are consumed and pending than there were
+	FiredBeside    Rule = "edges, fired beside"   // a run was born of dependencies beside a live one of its job
+	NotFired       Rule = "edges, not fired"      // all edges of a job are satisfied, no run of it is live, and none was born
 )
 
 // CancelInFlight is how long after an accepted cancel a start may still happen: an assignment that was under way (L9
@@ -111,11 +129,20 @@ type Report struct {
 	Bad                        int // bad submissions
 	Away                       int // submissions asked and answered while the store was away
 	AwaySlowest                Moment
+
+	Graphs              int // root runs of jobs with tasks
+	Tasks, Items        int // runs of tasks, and of items
+	Skipped, Reused     int // of them
+	Fired               int // runs born of dependencies
+	Consumed, Coalesced int // ends of upstreams, by edge
+	Pending             int
 }
 
 // Judge judges a history. The violations come in the order of the rules' promises, and of what they are about.
 func Judge(h *History) *Report {
-	j := &judge{h: h, report: Report{Decided: map[job.Disposition]int{}}, runs: map[job.RunID]*Run{}, work: map[job.RunID][]Work{}}
+	j := &judge{h: h, report: Report{Decided: map[job.Disposition]int{}}, runs: map[job.RunID]*Run{}, work: map[job.RunID][]Work{},
+		below: map[job.RunID][]job.RunID{}}
+	j.inline = j.inlineSpecs()
 	for i := range h.Runs {
 		r := &h.Runs[i]
 		if j.runs[r.Run.ID] != nil {
@@ -124,6 +151,11 @@ func Judge(h *History) *Report {
 		j.runs[r.Run.ID] = r
 	}
 	j.report.Runs = len(j.runs)
+	for id, r := range j.runs {
+		if above := aboveOf(&r.Run); above != (job.RunID{}) {
+			j.below[above] = append(j.below[above], id)
+		}
+	}
 	for _, w := range h.Work {
 		if w.Event == Start || w.Event == End {
 			j.work[w.Run] = append(j.work[w.Run], w)
@@ -141,6 +173,10 @@ func Judge(h *History) *Report {
 	}
 	j.tickRuns()
 	j.attempts()
+	j.graphs()
+	for i := range h.Jobs {
+		j.edges(&h.Jobs[i])
+	}
 	j.orphans()
 	j.final()
 	j.transitions()
@@ -157,8 +193,11 @@ type judge struct {
 	report Report
 	runs   map[job.RunID]*Run
 	work   map[job.RunID][]Work // starts and ends, in order
-	// policies by job and version, filled by ticks.
-	specs map[specKey]*job.Document
+	// documents by job and version, filled by ticks, and of runs that brought their own.
+	specs  map[specKey]*job.Document
+	inline map[job.RunID]*job.Document
+	byJob  map[string][]job.RunID    // root runs
+	below  map[job.RunID][]job.RunID // the task runs of a root, and the children of a task run
 }
 
 type specKey struct {

@@ -10,7 +10,6 @@ import (
 
 // attempts judges D3 for each run: by what its commands wrote down, against what is recorded.
 func (j *judge) attempts() {
-	inline := j.inlineSpecs()
 	for id, ws := range j.work {
 		r := j.runs[id]
 		if r == nil {
@@ -19,11 +18,7 @@ func (j *judge) attempts() {
 		j.starts(id, ws, r)
 	}
 	for id, r := range j.runs {
-		spec := inline[id]
-		if r.Run.Job != "" {
-			spec = j.specs[specKey{r.Run.Job, r.Run.JobVersion}]
-		}
-		j.outcome(r, j.work[id], spec)
+		j.outcome(r, j.work[id], j.specOf(&r.Run))
 	}
 }
 
@@ -123,7 +118,7 @@ func recorded(r *Run, attempt uint32) *job.Attempt {
 // outcome judges one run's end against its work.
 func (j *judge) outcome(r *Run, ws []Work, spec *job.Document) {
 	id := r.Run.ID
-	if r.Run.State == job.Succeeded {
+	if r.Run.State == job.Succeeded && j.byWorker(&r.Run) {
 		a := recorded(r, r.Run.Attempt)
 		if a == nil || !slices.ContainsFunc(ws, func(w Work) bool {
 			return w.Event == End && w.Attempt == a.Attempt && w.Fence == a.Fence && w.Code == 0 && w.Signal == 0
@@ -156,6 +151,53 @@ func (j *judge) outcome(r *Run, ws []Work, spec *job.Document) {
 			}
 		}
 	}
+}
+
+// specOf is the document that a run goes by, nil if it is not known.
+func (j *judge) specOf(r *job.Run) *job.Document {
+	if r.Task != "" {
+		if t := j.taskOf(r); t != nil {
+			return j.specOf(&j.runs[r.RootID].Run).OfTask(t)
+		}
+		return nil
+	}
+	if r.Job != "" {
+		return j.specs[specKey{r.Job, r.JobVersion}]
+	}
+	for range 100 { // retries of retries
+		of := j.runs[r.RetryOf]
+		if j.inline[r.ID] != nil || of == nil {
+			break
+		}
+		r = &of.Run
+	}
+	return j.inline[r.ID]
+}
+
+// byWorker tells whether a run is a worker's to do. Others are the leader's: roots with tasks, the run of a task with
+// for_each itself, tasks that run a job, and what a retry took over.
+func (j *judge) byWorker(r *job.Run) bool {
+	if r.Task == "" {
+		spec := j.specOf(r)
+		return spec == nil || spec.Tasks == nil
+	}
+	t := j.taskOf(r)
+	return r.ReusedFrom.IsZero() && r.State != job.Skipped && (t == nil || t.RunJob == nil && (t.ForEach == "" || r.Item > 0))
+}
+
+// taskOf is the task that a task run is of, nil if it is not known.
+func (j *judge) taskOf(r *job.Run) *job.Task {
+	root := j.runs[r.RootID]
+	if root == nil {
+		return nil
+	}
+	d := j.specOf(&root.Run)
+	for i := 0; d != nil && i < len(d.Tasks); i++ {
+		if d.Tasks[i].Name == r.Task {
+			return &d.Tasks[i]
+		}
+	}
+	return nil
 }
 
 // inlineSpecs are the documents of runs that brought their own.
