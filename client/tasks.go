@@ -92,11 +92,14 @@ const (
 	RetryAll    RetryScope = "all"
 )
 
-// RetryScoped is Retry for a run with tasks, and says which of them run again. For a run of one task the scope makes no
-// difference. A run that was retried already with another scope is a Conflict, reason other_scope.
+// RetryScoped is Retry for a run with tasks, and says which of them run again; "" leaves that to the node. For a run of one
+// task the scope makes no difference. A run that was retried already with another scope is a Conflict, reason other_scope.
 func (c *Client) RetryScoped(ctx context.Context, id job.RunID, scope RetryScope) (*job.Run, error) {
-	body := map[string]RetryScope{"scope": scope}
-	return ask[job.Run](ctx, c, &call{method: http.MethodPost, path: runPath(id) + "/retry", body: body})
+	q := &call{method: http.MethodPost, path: runPath(id) + "/retry"}
+	if scope != "" { // an older node takes no body
+		q.body = map[string]RetryScope{"scope": scope}
+	}
+	return ask[job.Run](ctx, c, q)
 }
 
 // ExplainTask explains one task of a run, also while it has no run of its own yet: what it waits for.

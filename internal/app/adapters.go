@@ -19,6 +19,7 @@ func (n *node) buildAPI() (err error) {
 		Hints: hints{n}, Output: outputs{n}, Joiner: joiner{n}, Cluster: clusterView{n}, Admin: administer{n}, Snapshots: snapshots{n},
 		Metrics: n.metricsHandler(), Version: n.Version, Logger: n.Logger, Registerer: n.registry, Now: n.clock.Now,
 	}
+	c.Graphs, _ = any(n.store).(api.Graphs)
 	if n.guard != nil {
 		c.Authorize, c.Credentials = n.guard.Authorize, credentials{n}
 	}
