@@ -69,7 +69,7 @@ func (a *API) detachAndDelete(rq *request, name string, ifVersion uint64) (j *jo
 			return j, err
 		}
 	}
-	return nil, job.Errorf(job.Conflict, "has_dependents", "new jobs that depend on the job %s keep coming; try again when none do", name)
+	return nil, job.Errorf(job.Unavailable, "busy", "jobs that depend on the job %s keep coming while it is being deleted; try again", name)
 }
 
 // detach makes a version of a job that does not depend on another one.

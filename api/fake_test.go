@@ -36,6 +36,9 @@ type node struct {
 	nodes       []NodeStatus // beside itself
 	credentials []job.Credential
 
+	satisfied map[string]job.Dependency // by dependent/upstream
+	beforePut func()                    // between the reading of a job and its change
+
 	born, cancelled []job.RunID
 
 	raftErr, storeErr, leaderErr error // answered while set
@@ -64,6 +67,9 @@ var testNow = time.Date(2026, 3, 10, 12, 0, 0, 0, time.UTC)
 func (n *node) lock() func() { n.mu.Lock(); return n.mu.Unlock }
 
 func (n *node) PutJob(_ context.Context, p job.PutJob) (*job.Job, error) {
+	if n.beforePut != nil {
+		n.beforePut()
+	}
 	defer n.lock()()
 	if n.storeErr != nil {
 		return nil, n.storeErr
@@ -99,9 +105,45 @@ func (n *node) DeleteJob(_ context.Context, ns, name string, ifVersion uint64) (
 	if ifVersion != 0 && ifVersion != j.Version {
 		return nil, job.Errorf(job.Conflict, "version", "the job is at version %d", j.Version)
 	}
+	var dependents []string
+	for _, e := range n.edges(ns, name) {
+		if e.Upstream == name {
+			dependents = append(dependents, e.Job)
+		}
+	}
+	if len(dependents) > 0 {
+		return nil, job.HasDependents(name, dependents, len(dependents))
+	}
 	n.writes++
 	delete(n.jobs, ns+"/"+name)
 	return j, nil
+}
+
+// edges answers the edges of a job, to its upstreams first. The caller holds the lock.
+func (n *node) edges(ns, name string) []job.Dependency {
+	var ups, downs []job.Dependency
+	for _, j := range n.jobs {
+		for _, e := range j.Spec.DependsOn {
+			if j.Namespace != ns || j.Name != name && e.Job != name {
+				continue
+			}
+			d := n.satisfied[j.Name+"/"+e.Job]
+			d.Job, d.Upstream, d.On = j.Name, e.Job, e.On
+			if j.Name == name {
+				ups = append(ups, d)
+			} else {
+				downs = append(downs, d)
+			}
+		}
+	}
+	slices.SortFunc(ups, func(x, y job.Dependency) int { return strings.Compare(x.Upstream, y.Upstream) })
+	slices.SortFunc(downs, func(x, y job.Dependency) int { return strings.Compare(x.Job, y.Job) })
+	return append(ups, downs...)
+}
+
+func (n *node) Dependencies(_ context.Context, ns, name string) ([]job.Dependency, error) {
+	defer n.lock()()
+	return n.edges(ns, name), nil
 }
 
 func (n *node) Job(_ context.Context, ns, name string) (*job.Job, error) {
@@ -512,7 +554,7 @@ func (n *node) Restore(_ context.Context, r io.Reader) error {
 
 func (n *node) config() Config {
 	return Config{
-		Store: n, Schedules: n, Leases: n, Leader: n, Flags: n, Hints: n, Output: n, Joiner: n, Cluster: n, Admin: n, Credentials: n, Snapshots: n,
+		Store: n, Graphs: n, Tasks: true, Schedules: n, Leases: n, Leader: n, Flags: n, Hints: n, Output: n, Joiner: n, Cluster: n, Admin: n, Credentials: n, Snapshots: n,
 		Now: func() time.Time { return n.now() }, FollowEvery: time.Millisecond,
 	}
 }

@@ -294,8 +294,10 @@ func (a *API) deleteJob(rq *request, in *inDelete) error {
 		j, err = a.Store.DeleteJob(rq.ctx, rq.namespace, name, ifVersion)
 	}
 	if err != nil {
-		if e := job.AsError(err); e.Reason == "has_dependents" { // no version would be another one
-			return err
+		if e := job.AsError(err); e.Reason == "has_dependents" { // whichever version it is
+			c := *e
+			c.Message += "; or delete it with detach=true, which gives each of them a version without it"
+			return &c
 		}
 		return in.mismatch(err)
 	}
