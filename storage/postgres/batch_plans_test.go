@@ -32,7 +32,7 @@ func TestPlans(t *testing.T) {
 		}
 		submit(t, s, runs...)
 	}
-	probe := regexp.MustCompile(`Index Cond: \(\((run_|job_)?id >= (m|w|c)\.(run_|job_)?id\) AND \((run_|job_)?id <= (m|w|c)\.|Index Cond: \(id = c\.run_id`)
+	probe := regexp.MustCompile(`Index Cond: \(\((run_|job_)?id >= (m|w|c|e)\.(run_|job_)?id\) AND \((run_|job_)?id <= (m|w|c|e)\.|Index Cond: \(id = c\.run_id|Index Cond: \((job|upstream)_id = e(_\d)?\.job_id\)|Index Cond: \(\(ROW\(job_id, upstream_id\) >= ROW\(l`)
 	for _, believed := range []struct {
 		what string
 		do   func()
@@ -51,7 +51,7 @@ func TestPlans(t *testing.T) {
 		}
 		for name, sql := range map[string]string{"end_attempts": movesSQL["end_attempts"], "lock_runs": movesSQL["lock_runs"], "write_runs": movesSQL["write_runs"],
 			"cancel": birthsSQL["cancel"], "runs_by_id": birthsSQL["runs_by_id"], "claim_keys": birthsSQL["claim_keys"],
-			"lock_versions": ticksSQL["lock_versions"], "drop_attempts": movesSQL["drop_attempts"]} {
+			"lock_versions": ticksSQL["lock_versions"], "drop_attempts": movesSQL["drop_attempts"], "satisfy": movesSQL["satisfy"]} {
 			var plan []string
 			err := s.use(t.Context(), leading, func(ctx context.Context, c *pgx.Conn) error {
 				statement, err := c.Prepare(ctx, sql, sql)
@@ -67,8 +67,8 @@ func TestPlans(t *testing.T) {
 				t.Fatalf("%s: %v", name, err)
 			}
 			text := strings.Join(plan, "\n")
-			scans := strings.Count(text, "Index Scan using") + strings.Count(text, "Index Only Scan using")
-			if scans == 0 || len(probe.FindAllString(text, -1)) != scans || strings.Contains(text, "Seq Scan") || strings.Contains(text, "Hash") || strings.Contains(text, "Merge") {
+			scans := strings.Count(text, "Index Scan using") + strings.Count(text, "Index Only Scan using") + strings.Count(text, "Bitmap Index Scan on")
+			if scans == 0 || len(probe.FindAllString(text, -1)) != scans || strings.Contains(text, "Seq Scan") || strings.Contains(text, "Hash Cond") || strings.Contains(text, "Merge Cond") {
 				t.Errorf("%s, %s:\n%s", name, believed.what, text)
 			}
 		}

@@ -147,9 +147,6 @@ func checkEdges(ctx context.Context, tx pgx.Tx, d *job.Document) error {
 	return nil
 }
 
-// onEnd is job_dependencies.on_end.
-var onEnd = map[job.EdgeOn]int16{"": 1, job.OnSuccess: 1, job.OnFailure: 2, job.OnDone: 3}
-
 func writeJob(ctx context.Context, tx pgx.Tx, j *job.Job, d *job.Document, document []byte, create bool) error {
 	b := &pgx.Batch{}
 	if create {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
@@ -11,7 +12,16 @@ import (
 	"github.com/musterhq/muster/job"
 )
 
-var movesSQL = statements("moves.sql")
+var movesSQL = func() map[string]string {
+	all := statements("moves.sql")
+	_, edges, _ := strings.Cut(all["edges"], "\nends AS")
+	all["end_attempts"] = strings.NewReplacer("{told}", strings.Join(namesOf(toldColumns, "r."), ", "),
+		"{nothing}", strings.TrimSuffix(strings.Repeat("NULL, ", len(toldColumns)), ", ")).Replace(all["end_attempts"])
+	for name, finished := range map[string]string{"end_attempts": "$10", "satisfy": "$4"} {
+		all[name] = strings.ReplaceAll(all[name], "{edges}", "ends AS"+strings.ReplaceAll(edges, "{finished}", finished))
+	}
+	return all
+}()
 
 // keptAttempts is how many attempts of a run are kept besides its last one.
 const keptAttempts = 100
@@ -32,10 +42,15 @@ func (s *Store) Move(ctx context.Context, epoch job.Epoch, moves []job.Move) ([]
 	ends, rest := sortMoves(moves)
 	applied := false
 	if len(ends) > 0 {
-		err := s.leaderWrites(ctx, epoch, func(ctx context.Context, f *flight) error { return s.endRuns(ctx, f, moves, ends, answers) })
+		var d dueEdges
+		err := s.leaderWrites(ctx, epoch, func(ctx context.Context, f *flight) error {
+			d = nil
+			return s.endRuns(ctx, f, moves, ends, answers, &d)
+		})
 		if err != nil {
 			return nil, err
 		}
+		d.tell(answers, ends)
 		for _, i := range ends {
 			if answers[i].Applied {
 				applied = true
@@ -48,13 +63,18 @@ func (s *Store) Move(ctx context.Context, epoch job.Epoch, moves []job.Move) ([]
 	if len(rest) == 0 {
 		return answers, nil
 	}
-	err := s.leaderWrites(ctx, epoch, func(ctx context.Context, f *flight) error { return s.moveRuns(ctx, f, moves, rest, answers) })
+	var d dueEdges
+	err := s.leaderWrites(ctx, epoch, func(ctx context.Context, f *flight) error {
+		d = nil
+		return s.moveRuns(ctx, f, moves, rest, answers, &d)
+	})
 	if applied && job.CodeOf(err) == job.Unavailable {
 		return nil, unknown(err) // some of it happened
 	}
 	if err != nil {
 		return nil, err
 	}
+	d.tell(answers, rest)
 	return answers, nil
 }
 
@@ -108,9 +128,20 @@ var movedColumns = columnsNamed("id", "state", "reason", "attempt", "losses", "f
 
 var endColumns = movedColumns[:13]
 
+// toldColumns are those that end_attempts answers: the narrow ones but for what is as the move says.
+var toldColumns = func() (list []*column) {
+	for i := range columns[:narrowCount] {
+		c := &columns[i]
+		if c.name == "id" || c.name == "state" || c.name == "reason" || !slices.Contains(endColumns, c) {
+			list = append(list, c)
+		}
+	}
+	return list
+}()
+
 // endRuns makes the moves that endsRun is true for. The run answered lacks payload, spec and labels, which nobody needs of
 // a run that has ended.
-func (s *Store) endRuns(ctx context.Context, f *flight, moves []job.Move, ends []int, answers []job.Moved) error {
+func (s *Store) endRuns(ctx context.Context, f *flight, moves []job.Move, ends []int, answers []job.Moved, due *dueEdges) error {
 	rows := make([]job.Run, len(ends))
 	runs := make([]*job.Run, len(ends))
 	for n, i := range ends {
@@ -122,23 +153,29 @@ func (s *Store) endRuns(ctx context.Context, f *flight, moves []job.Move, ends [
 	}
 	next := 0 // rows come in the order of ids, and not all of them
 	ended := func(v [][]byte) error {
-		r, err := decodeRun(narrow, v)
-		if err != nil {
-			return err
+		if v[0] == nil {
+			due.add(v[len(toldColumns):])
+			return nil
 		}
-		for next < len(ends) && moves[ends[next]].ID != r.ID {
+		for next < len(ends) && moves[ends[next]].ID != job.RunID(v[0]) {
 			next++
 		}
 		if next == len(ends) {
 			return errUnexpected
 		}
 		i := ends[next]
+		r := rows[next]
 		next++
-		r.Result, r.Error = moves[i].Result, moves[i].Error
-		answers[i] = job.Moved{Applied: true, Run: r}
+		r.Home, r.Reason = job.HomePostgres, 0
+		for n, c := range toldColumns {
+			if v[n] != nil {
+				c.take(&r, v[n])
+			}
+		}
+		answers[i] = job.Moved{Applied: true, Run: &r}
 		return nil
 	}
-	if err := f.then(ctx, movesSQL["end_attempts"], ended, columnArgs(endColumns, runs)...); err != nil {
+	if err := f.then(ctx, movesSQL["end_attempts"], ended, append(columnArgs(endColumns, runs), orderArg(ends))...); err != nil {
 		return err
 	}
 	if !s.cfg.Outbox {
@@ -157,7 +194,7 @@ func (s *Store) endRuns(ctx context.Context, f *flight, moves []job.Move, ends [
 }
 
 // moveRuns makes any moves, in order.
-func (s *Store) moveRuns(ctx context.Context, f *flight, moves []job.Move, which []int, answers []job.Moved) error {
+func (s *Store) moveRuns(ctx context.Context, f *flight, moves []job.Move, which []int, answers []job.Moved, due *dueEdges) error {
 	ids := make([]job.RunID, 0, len(which))
 	for _, i := range which {
 		ids = append(ids, moves[i].ID)
@@ -173,7 +210,7 @@ func (s *Store) moveRuns(ctx context.Context, f *flight, moves []job.Move, which
 	}
 	changed := make(map[job.RunID]bool, len(ids))
 	var ended []*job.Attempt
-	var events []*job.Run
+	var events, ends []*job.Run
 	for _, i := range which {
 		m := &moves[i]
 		r := rows[m.ID]
@@ -188,6 +225,9 @@ func (s *Store) moveRuns(ctx context.Context, f *flight, moves []job.Move, which
 		}
 		rows[m.ID], changed[m.ID] = n, true
 		events = append(events, n)
+		if n.State.Terminal() && n.IsRoot() && !n.JobID.IsZero() {
+			ends = append(ends, n)
+		}
 		if m.Ended != nil {
 			ended = append(ended, m.Ended)
 		}
@@ -204,6 +244,9 @@ func (s *Store) moveRuns(ctx context.Context, f *flight, moves []job.Move, which
 		}
 	}
 	if err := keepAttempts(ctx, f, ended); err != nil {
+		return err
+	}
+	if err := satisfy(ctx, f, ends, due); err != nil {
 		return err
 	}
 	if s.cfg.Outbox {

@@ -125,6 +125,14 @@ func (w width) count() int {
 	return fullCount
 }
 
+func namesOf(list []*column, prefix string) []string {
+	all := make([]string, len(list))
+	for i, c := range list {
+		all[i] = prefix + c.name
+	}
+	return all
+}
+
 func names(list []column, prefix string) []string {
 	all := make([]string, len(list))
 	for i, c := range list {
