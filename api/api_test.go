@@ -137,3 +137,10 @@ func TestJobsAreCreatedReadChangedAndDeleted(t *testing.T) {
 		t.Fatalf("a job without a schedule: %+v", j)
 	}
 }
+
+func decode(t testing.TB, data []byte, v any) {
+	t.Helper()
+	if err := json.Unmarshal(data, v); err != nil {
+		t.Fatalf("%v in %s", err, data)
+	}
+}

@@ -83,3 +83,32 @@ func BenchmarkSubmitBatch(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkReadTasks reads a run of 1,000 tasks, half of which have run: of a job whose version the store has at hand, and of
+// an inline spec, which is decoded for each read, as versions are by the replicated store.
+func BenchmarkReadTasks(b *testing.B) {
+	tasks := make([]string, job.MaxTasks)
+	tasks[0] = `{"name":"task-0","exec":{"command":["/usr/bin/report"]}}`
+	for i := 1; i < len(tasks); i++ {
+		tasks[i] = fmt.Sprintf(`{"name":"task-%d","depends_on":["task-%d"],"when":"true","exec":{"command":["/usr/bin/report","--daily"],"env":{"A":"B"}}}`, i, i/2)
+	}
+	list := `"tasks":[` + strings.Join(tasks, ",") + `]`
+	for name, body := range map[string]string{"version": `{"job":"large"}`, "inline": `{"spec":{` + list + `}}`} {
+		b.Run(name, func(b *testing.B) {
+			n := newBench(b)
+			want[job.Job](b, n, 201, "POST", "/v1/jobs", `{"name":"large",`+list+`}`)
+			root := want[job.Run](b, n, 201, "POST", "/v1/runs", body)
+			for i := range tasks[:len(tasks)/2] {
+				n.bear(n.runs[root.ID], fmt.Sprintf("task-%d", i), 0, job.Succeeded, func(r *job.Run) {
+					r.Attempt, r.Worker, r.StartedAt, r.FinishedAt = 1, "worker-1", job.At(testNow), job.At(testNow)
+				})
+			}
+			d, r := &discard{http.Header{}}, httptest.NewRequest("GET", "/v1/runs/"+root.ID.String(), nil)
+			b.ReportAllocs()
+			for b.Loop() {
+				clear(d.header)
+				n.api.ServeHTTP(d, r)
+			}
+		})
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/http/httptest"
 	"reflect"
 	"strings"
 	"testing"
@@ -402,4 +403,50 @@ func TestTasksAreExplained(t *testing.T) {
 	refused(t, b, 404, job.NotFound, "task", "GET", path+"?task=nothing", "")
 	refused(t, b, 400, job.Invalid, "task", "GET", path+"?task=%2e", "")
 	refused(t, b, 400, job.Invalid, "task", "GET", "/v1/runs/"+each.ID.String()+"/explain?task=each", "")
+}
+
+func TestTheClientSpeaksOfTasks(t *testing.T) {
+	b := newBench(t)
+	b.chain(t)
+	root := b.open(t)
+	task := b.bear(root, "extract", 0, job.Failed, func(r *job.Run) { r.Reason = job.ExitCode })
+	b.change(root.ID, func(r *job.Run) { r.State, r.Reason, r.FinishedAt = job.Failed, job.TaskFailed, job.At(testNow) })
+	server := httptest.NewServer(b.api)
+	defer server.Close()
+	c, err := client.New(client.Config{Addresses: []string{server.URL}, RetryFor: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx := t.Context()
+	whole, err := c.RunWithTasks(ctx, root.ID)
+	if err != nil || whole.ID != root.ID || whole.Reason != job.TaskFailed || len(whole.Tasks) != 5 || whole.Tasks[0].ID != task.ID || whole.Tasks[0].Reason != job.ExitCode {
+		t.Fatalf("%+v %v", whole, err)
+	}
+	for r, err := range c.Runs(ctx, client.RunFilter{RootID: root.ID, Task: "extract"}) {
+		if err != nil || r.ID != task.ID {
+			t.Errorf("%+v %v", r, err)
+		}
+	}
+	if e, err := c.ExplainTask(ctx, root.ID, "extract"); err != nil || e.RunID != task.ID || e.Reason != job.ExitCode {
+		t.Errorf("%+v %v", e, err)
+	}
+	if n, err := c.RetryScoped(ctx, root.ID, client.RetryAll); err != nil || !n.ReusedFrom.IsZero() {
+		t.Errorf("%+v %v", n, err)
+	}
+	if _, err := c.RetryScoped(ctx, root.ID, client.RetryFailed); job.AsError(err).Reason != "other_scope" {
+		t.Errorf("%v", err)
+	}
+	if n, err := c.Retry(ctx, root.ID); err != nil || n.RetryOf != root.ID {
+		t.Errorf("%+v %v", n, err)
+	}
+	if d, err := c.Dependencies(ctx, "report"); err != nil || len(d.Upstreams) != 1 || d.Upstreams[0].Upstream != "load" || len(d.Dependents) != 1 || d.Dependents[0].Job != "mail" {
+		t.Errorf("%+v %v", d, err)
+	}
+	if err := c.DeleteJob(ctx, "load", 0); job.AsError(err).Reason != "has_dependents" {
+		t.Errorf("%v", err)
+	}
+	if err := c.DeleteJobDetached(ctx, "load", 1); err != nil {
+		t.Error(err)
+	}
 }
