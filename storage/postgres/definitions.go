@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/storage"
@@ -32,8 +33,8 @@ func (s *Store) PutJob(ctx context.Context, p storage.PutJob) (*job.Job, error) 
 	var j *job.Job
 	// Of two that create a job at once the second finds it when it tries again.
 	for range 3 {
-		err = s.transact(ctx, reading, func(ctx context.Context, tx pgx.Tx) (err error) {
-			j, err = putJob(ctx, tx, &p, document)
+		err = s.define(ctx, func(ctx context.Context, f *flight) (err error) {
+			j, err = putJob(ctx, f, &p, document)
 			return err
 		})
 		if !errors.Is(err, errCreatedMeanwhile) {
@@ -46,22 +47,51 @@ func (s *Store) PutJob(ctx context.Context, p storage.PutJob) (*job.Job, error) 
 	return j, nil
 }
 
+// define is one transaction that changes definitions. What do adds to the flight is sent together with the COMMIT, and edges
+// are changed nowhere else: a node that is paused holds no lock on them, for which the leader's moves would wait.
+func (s *Store) define(ctx context.Context, do func(ctx context.Context, f *flight) error) error {
+	return s.use(ctx, reading, func(ctx context.Context, c *pgx.Conn) error {
+		return again(ctx, func() error {
+			f := &flight{c: c}
+			defer f.end(ctx)
+			if err := f.begin(ctx); err != nil {
+				return err
+			}
+			if err := do(ctx, f); err != nil {
+				return err
+			}
+			err := f.land(ctx)
+			var pg *pgconn.PgError
+			if errors.As(err, &pg) && pg.Code == "23505" {
+				if pg.ConstraintName == "jobs_namespace_name_key" {
+					return errCreatedMeanwhile
+				}
+				return job.Errorf(job.Conflict, "id", "the id belongs to another job")
+			}
+			return err
+		})
+	})
+}
+
 var errCreatedMeanwhile = job.Errorf(job.Conflict, "exists", "the job was created by somebody else at the same time; try again")
 
-func putJob(ctx context.Context, tx pgx.Tx, p *storage.PutJob, document []byte) (*job.Job, error) {
+func putJob(ctx context.Context, f *flight, p *storage.PutJob, document []byte) (*job.Job, error) {
 	d := p.Spec
 	if len(d.DependsOn) > 0 {
-		if _, err := tx.Exec(ctx, definitionSQL["lock graph"], d.Namespace); err != nil {
+		if err := f.then(ctx, definitionSQL["lock graph"], nil, []byte(d.Namespace)); err != nil {
 			return nil, err
 		}
 	}
-	old, err := lockJob(ctx, tx, d.Namespace, d.Name)
+	if err := f.fly(ctx); err != nil {
+		return nil, err
+	}
+	old, err := lockJob(ctx, f.c, d.Namespace, d.Name)
 	if err != nil {
 		return nil, err
 	}
 	if old != nil {
 		var current []byte
-		if err := tx.QueryRow(ctx, definitionSQL["document"], old.ID[:], old.Version).Scan(&current); err != nil {
+		if err := f.c.QueryRow(ctx, definitionSQL["document"], old.ID[:], old.Version).Scan(&current); err != nil {
 			return nil, err
 		}
 		if string(current) == string(document) && repeats(p, old) {
@@ -78,7 +108,7 @@ func putJob(ctx context.Context, tx pgx.Tx, p *storage.PutJob, document []byte) 
 		return nil, job.Errorf(job.Conflict, "version", "the job %q is at version %d, not %d", d.Name, old.Version, p.IfVersion)
 	}
 	if len(d.DependsOn) > 0 {
-		if err := checkEdges(ctx, tx, d); err != nil {
+		if err := checkEdges(ctx, f.c, d); err != nil {
 			return nil, err
 		}
 	}
@@ -86,7 +116,7 @@ func putJob(ctx context.Context, tx pgx.Tx, p *storage.PutJob, document []byte) 
 	if old != nil {
 		next.ID, next.Version, next.CreatedAt = old.ID, old.Version+1, old.CreatedAt
 	}
-	if err := writeJob(ctx, tx, next, d, document, old == nil); err != nil {
+	if err := writeJob(ctx, f, next, d, document, old == nil); err != nil {
 		return nil, err
 	}
 	next.Spec, err = decodeDocument(document)
@@ -103,22 +133,22 @@ func repeats(p *storage.PutJob, old *job.Job) bool {
 }
 
 // lockJob answers a job without its document, which nobody else changes before the transaction ends, or nil.
-func lockJob(ctx context.Context, tx pgx.Tx, namespace, name string) (*job.Job, error) {
+func lockJob(ctx context.Context, c *pgx.Conn, namespace, name string) (*job.Job, error) {
 	j := &job.Job{Namespace: namespace, Name: name}
 	var created, updated time.Time
-	err := tx.QueryRow(ctx, definitionSQL["lock job"], namespace, name).Scan((*[16]byte)(&j.ID), &j.Version, &created, &updated)
+	err := c.QueryRow(ctx, definitionSQL["lock job"], namespace, name).Scan((*[16]byte)(&j.ID), &j.Version, &created, &updated)
 	j.CreatedAt, j.UpdatedAt = job.At(created), job.At(updated)
 	return one(j, err)
 }
 
 // checkEdges refuses edges to what is not there and edges that close a cycle. It is called under the lock of the graph,
 // or two changes could close one together.
-func checkEdges(ctx context.Context, tx pgx.Tx, d *job.Document) error {
+func checkEdges(ctx context.Context, c *pgx.Conn, d *job.Document) error {
 	wanted := make([]string, len(d.DependsOn))
 	for i, e := range d.DependsOn {
 		wanted[i] = e.Job
 	}
-	rows, err := tx.Query(ctx, definitionSQL["upstreams there"], d.Namespace, wanted)
+	rows, err := c.Query(ctx, definitionSQL["upstreams there"], d.Namespace, wanted)
 	there, err := collect(rows, err, pgx.RowTo[string])
 	if err != nil {
 		return err
@@ -128,7 +158,7 @@ func checkEdges(ctx context.Context, tx pgx.Tx, d *job.Document) error {
 			return job.UnknownUpstream(i, e, d.Namespace)
 		}
 	}
-	rows, err = tx.Query(ctx, definitionSQL["edges above"], d.Namespace, wanted)
+	rows, err = c.Query(ctx, definitionSQL["edges above"], d.Namespace, wanted)
 	if err != nil {
 		return err
 	}
@@ -147,29 +177,29 @@ func checkEdges(ctx context.Context, tx pgx.Tx, d *job.Document) error {
 	return nil
 }
 
-func writeJob(ctx context.Context, tx pgx.Tx, j *job.Job, d *job.Document, document []byte, create bool) error {
-	b := &pgx.Batch{}
+// writeJob adds to the flight what stores a job. Edges that stay keep how they stand.
+func writeJob(ctx context.Context, f *flight, j *job.Job, d *job.Document, document []byte, create bool) error {
+	var labels []byte
+	if len(d.Labels) > 0 {
+		labels, _ = json.Marshal(d.Labels) // a map of texts always can be
+	}
+	edges := [][]byte{j.ID[:], []byte(j.Namespace),
+		arrayArg(pgtype.TextOID, d.DependsOn, func(b []byte, e *job.Edge) ([]byte, bool) { return append(b, e.Job...), true }),
+		arrayArg(pgtype.Int2OID, d.DependsOn, func(b []byte, e *job.Edge) ([]byte, bool) { return putInt2(b, onEnd[e.On]), true })}
+	var err error
 	if create {
-		b.Queue(definitionSQL["create job"], j.ID[:], j.Namespace, j.Name, j.CreatedAt.Time(), labelsArg(d.Labels))
+		err = f.then(ctx, definitionSQL["create job"], nil, j.ID[:], []byte(j.Namespace), []byte(j.Name), instantArg(j.CreatedAt), labels)
 	} else {
-		b.Queue(definitionSQL["change job"], j.ID[:], j.Version, j.UpdatedAt.Time(), labelsArg(d.Labels))
-		b.Queue(definitionSQL["drop edges"], j.ID[:])
-	}
-	b.Queue(definitionSQL["create version"], j.ID[:], j.Version, j.UpdatedAt.Time(), string(document))
-	if len(d.DependsOn) > 0 {
-		names, ends := make([]string, len(d.DependsOn)), make([]int16, len(d.DependsOn))
-		for i, e := range d.DependsOn {
-			names[i], ends[i] = e.Job, onEnd[e.On]
+		err = f.then(ctx, definitionSQL["change job"], nil, j.ID[:], int8Arg(int64(j.Version)), instantArg(j.UpdatedAt), labels)
+		if err == nil {
+			err = f.then(ctx, definitionSQL["drop edges"], nil, edges...)
 		}
-		b.Queue(definitionSQL["create edges"], j.ID[:], j.Namespace, names, ends)
 	}
-	err := tx.SendBatch(ctx, b).Close()
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && pg.Code == "23505" {
-		if pg.ConstraintName == "jobs_namespace_name_key" {
-			return errCreatedMeanwhile
-		}
-		return job.Errorf(job.Conflict, "id", "the id %s belongs to another job", j.ID)
+	if err == nil {
+		err = f.then(ctx, definitionSQL["create version"], nil, j.ID[:], int8Arg(int64(j.Version)), instantArg(j.UpdatedAt), document)
+	}
+	if err == nil && len(d.DependsOn) > 0 {
+		err = f.then(ctx, definitionSQL["create edges"], nil, edges...)
 	}
 	return err
 }
@@ -177,11 +207,14 @@ func writeJob(ctx context.Context, tx pgx.Tx, j *job.Job, d *job.Document, docum
 // DeleteJob implements storage.Definitions.
 func (s *Store) DeleteJob(ctx context.Context, namespace, name string, ifVersion uint64) (*job.Job, error) {
 	var gone *job.Job
-	err := s.transact(ctx, reading, func(ctx context.Context, tx pgx.Tx) (err error) {
-		if _, err := tx.Exec(ctx, definitionSQL["lock graph"], namespace); err != nil {
+	err := s.define(ctx, func(ctx context.Context, f *flight) error {
+		if err := f.then(ctx, definitionSQL["lock graph"], nil, []byte(namespace)); err != nil {
 			return err
 		}
-		old, err := lockJob(ctx, tx, namespace, name)
+		if err := f.fly(ctx); err != nil {
+			return err
+		}
+		old, err := lockJob(ctx, f.c, namespace, name)
 		switch {
 		case err != nil:
 			return err
@@ -190,21 +223,26 @@ func (s *Store) DeleteJob(ctx context.Context, namespace, name string, ifVersion
 		case ifVersion != 0 && ifVersion != old.Version:
 			return job.Errorf(job.Conflict, "version", "the job %q is at version %d, not %d", name, old.Version, ifVersion)
 		}
-		if err := checkDependents(ctx, tx, old); err != nil {
+		if err := checkDependents(ctx, f.c, old); err != nil {
 			return err
 		}
 		var document []byte
-		if err := tx.QueryRow(ctx, definitionSQL["document"], old.ID[:], old.Version).Scan(&document); err != nil {
+		if err := f.c.QueryRow(ctx, definitionSQL["document"], old.ID[:], old.Version).Scan(&document); err != nil {
 			return err
 		}
 		if old.Spec, err = decodeDocument(document); err != nil {
 			return err
 		}
-		b := &pgx.Batch{}
-		b.Queue(definitionSQL["bury versions"], old.ID[:])
-		b.Queue(definitionSQL["delete job"], old.ID[:])
 		gone = old
-		return tx.SendBatch(ctx, b).Close()
+		no := arrayHead(nil, pgtype.TextOID, 0)
+		err = f.then(ctx, definitionSQL["drop edges"], nil, old.ID[:], []byte(namespace), no, arrayHead(nil, pgtype.Int2OID, 0))
+		if err == nil {
+			err = f.then(ctx, definitionSQL["bury versions"], nil, old.ID[:])
+		}
+		if err == nil {
+			err = f.then(ctx, definitionSQL["delete job"], nil, old.ID[:])
+		}
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -212,8 +250,8 @@ func (s *Store) DeleteJob(ctx context.Context, namespace, name string, ifVersion
 	return gone, nil
 }
 
-func checkDependents(ctx context.Context, tx pgx.Tx, j *job.Job) error {
-	rows, err := tx.Query(ctx, definitionSQL["dependents"], j.ID[:], job.MaxNamedDependents)
+func checkDependents(ctx context.Context, c *pgx.Conn, j *job.Job) error {
+	rows, err := c.Query(ctx, definitionSQL["dependents"], j.ID[:], job.MaxNamedDependents)
 	if err != nil {
 		return err
 	}
@@ -294,6 +332,21 @@ func (s *Store) Versions(ctx context.Context, namespace, name string, limit int)
 		return nil, noJob(namespace, name)
 	}
 	return list, err
+}
+
+// Dependencies implements storage.Graphs.
+func (s *Store) Dependencies(ctx context.Context, namespace, name string) ([]job.Dependency, error) {
+	return read(ctx, s, func(row pgx.CollectableRow) (d job.Dependency, err error) {
+		var on uint8
+		var by *[16]byte
+		var at *time.Time
+		err = row.Scan(&d.Job, &d.Upstream, &on, &by, &at, &d.Coalesced)
+		d.On, d.SatisfiedAt = edgeOn[on], instantOf(at)
+		if by != nil {
+			d.SatisfiedBy = *by
+		}
+		return d, err
+	}, definitionSQL["dependencies"], namespace, name)
 }
 
 // StartVersion implements storage.Definitions.

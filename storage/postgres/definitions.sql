@@ -29,23 +29,33 @@ JOIN muster.jobs u ON u.id = d.upstream_id
 ORDER BY j.name, u.name
 
 -- name: create job
-INSERT INTO muster.jobs (id, namespace, name, version, created_at, updated_at, labels) VALUES ($1, $2, $3, 1, $4, $4, $5::jsonb)
+INSERT INTO muster.jobs (id, namespace, name, version, created_at, updated_at, labels) VALUES ($1, $2, $3, 1, $4, $4, $5::text::jsonb)
 
 -- name: change job
-UPDATE muster.jobs SET version = $2, updated_at = $3, labels = $4::jsonb WHERE id = $1
+UPDATE muster.jobs SET version = $2, updated_at = $3, labels = $4::text::jsonb WHERE id = $1
 
 -- name: create version
 INSERT INTO muster.job_versions (job_id, version, from_at, created_at, document) VALUES ($1, $2, $3, $3, $4)
 
 -- name: drop edges
-DELETE FROM muster.job_dependencies WHERE job_id = $1
+-- Those that the job does not have any more: no other is touched, since the leader moves them meanwhile. They are locked in
+-- the order in which it locks them.
+WITH gone AS MATERIALIZED (
+    SELECT d.upstream_id FROM muster.job_dependencies d
+    WHERE d.job_id = $1 AND NOT EXISTS (
+        SELECT FROM unnest($3::text[], $4::smallint[]) AS e (name, on_end) JOIN muster.jobs u ON u.namespace = $2 AND u.name = e.name
+        WHERE u.id = d.upstream_id AND e.on_end = d.on_end)
+    ORDER BY d.upstream_id FOR UPDATE OF d
+)
+DELETE FROM muster.job_dependencies d USING gone WHERE d.job_id = $1 AND d.upstream_id = gone.upstream_id
 
 -- name: create edges
+-- Those that are not there. Nobody else makes any of this job's meanwhile.
 INSERT INTO muster.job_dependencies (job_id, upstream_id, on_end)
-SELECT $1, u.id, e.on_end
+SELECT DISTINCT ON (u.id) $1::uuid, u.id, e.on_end
 FROM unnest($3::text[], $4::smallint[]) AS e (name, on_end)
 JOIN muster.jobs u ON u.namespace = $2 AND u.name = e.name
-ON CONFLICT DO NOTHING
+WHERE NOT EXISTS (SELECT FROM muster.job_dependencies d WHERE d.job_id = $1 AND d.upstream_id = u.id)
 
 -- name: dependents
 SELECT j.name, count(*) OVER ()
@@ -90,3 +100,15 @@ WHERE j.namespace = $1 AND j.name = $2 ORDER BY v.version DESC LIMIT $3
 
 -- name: start version
 UPDATE muster.job_versions SET from_at = $3 WHERE job_id = $1 AND version = $2 AND from_at <> $3
+
+-- name: dependencies
+-- From a job to its upstreams, and then from its dependents to it, each by name.
+SELECT j.name, u.name, d.on_end, d.satisfied_by, d.satisfied_at, d.coalesced
+FROM (
+    SELECT d.*, 1 AS side FROM muster.jobs me JOIN muster.job_dependencies d ON d.job_id = me.id WHERE me.namespace = $1 AND me.name = $2
+    UNION ALL
+    SELECT d.*, 2 FROM muster.jobs me JOIN muster.job_dependencies d ON d.upstream_id = me.id WHERE me.namespace = $1 AND me.name = $2
+) d
+JOIN muster.jobs j ON j.id = d.job_id
+JOIN muster.jobs u ON u.id = d.upstream_id
+ORDER BY d.side, u.name, j.name

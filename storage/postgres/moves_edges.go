@@ -58,7 +58,7 @@ func (d dueEdges) tell(answers []job.Moved, which []int) {
 
 // onEnd is job_dependencies.on_end, and edgeOn what it stands for.
 var (
-	onEnd  = map[job.EdgeOn]int16{"": 1, job.OnSuccess: 1, job.OnFailure: 2, job.OnDone: 3}
+	onEnd  = map[job.EdgeOn]uint8{"": 1, job.OnSuccess: 1, job.OnFailure: 2, job.OnDone: 3}
 	edgeOn = [...]job.EdgeOn{1: job.OnSuccess, 2: job.OnFailure, 3: job.OnDone}
 )
 
