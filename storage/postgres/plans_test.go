@@ -205,7 +205,7 @@ func (p *planned) testPlans(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return listSQL[l.kind], slices.Concat([]any{l.before[:], l.from[:], l.limit + 1}, l.filter, l.args)
+		return listSQL[l.kind], l.candidates(l.from, l.limit+1)
 	}
 	recent, recentArgs := list(storage.RunQuery{Limit: 100, Since: p.now.Add(-time.Hour)})
 	all, allArgs := list(storage.RunQuery{Limit: 100})

@@ -170,22 +170,22 @@ func (r *round) drop(ctx context.Context, p *partition, all []partition, large b
 	if r.before < r.ddlAfter && r.before >= r.ddlAfter.Add(-ddlPause) {
 		return nil
 	}
-	stays, args := "true", []any{}
+	stays, kept := "true", [][16]byte(nil)
 	switch {
 	case p.parent == "ticks":
 		stays = fmt.Sprintf("until_at >= '%s'", r.before.Time().Format(time.RFC3339Nano))
 	case large:
-		kept := r.walks[p.name].kept
+		kept = r.walks[p.name].kept
 		if len(kept) > mostKept {
 			r.ddlFailed("be dropped", p.name, p.from, fmt.Errorf("more than %d of its runs are live or ended lately", mostKept))
 			delete(r.walks, p.name)
 			return nil
 		}
-		stays, args = "state < 6 OR id = ANY ($1)", []any{kept}
+		stays = "state < 6 OR id = ANY ($1)"
 	}
 	gone := 0
 	err := r.fenced(ctx, r.epoch, func(ctx context.Context, tx pgx.Tx) (err error) {
-		gone, err = dropPartition(ctx, tx, p, attemptsOf(p, all), stays, args)
+		gone, err = dropPartition(ctx, tx, p, attemptsOf(p, all), stays, kept, large && p.parent == "runs")
 		return err
 	})
 	delete(r.walks, p.name)
@@ -215,8 +215,8 @@ func attemptsOf(p *partition, all []partition) *partition {
 	return nil
 }
 
-// dropPartition answers about how many rows went.
-func dropPartition(ctx context.Context, tx pgx.Tx, p, attempts *partition, stays string, args []any) (gone int, err error) {
+// dropPartition answers about how many rows went. Of a partition that was walked through, kept are those which had to stay.
+func dropPartition(ctx context.Context, tx pgx.Tx, p, attempts *partition, stays string, kept [][16]byte, walked bool) (gone int, err error) {
 	parents := []string{p.parent}
 	if attempts != nil {
 		parents = append(parents, attempts.parent)
@@ -235,11 +235,22 @@ func dropPartition(ctx context.Context, tx pgx.Tx, p, attempts *partition, stays
 	if err := tx.QueryRow(ctx, "SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = $1::text::regclass", p.table()).Scan(&gone); err != nil {
 		return 0, err
 	}
+	var args []any
+	if walked {
+		args = []any{kept}
+	}
 	tag, err := tx.Exec(ctx, fmt.Sprintf("INSERT INTO muster.%s_default SELECT * FROM %s WHERE %s LIMIT %d", p.parent, p.table(), stays, mostKept+1), args...)
 	if err != nil {
 		return 0, err
 	}
-	if tag.RowsAffected() > mostKept {
+	stayed := int(tag.RowsAffected())
+	if walked && stayed <= mostKept {
+		if tag, err = tx.Exec(ctx, p.statement("tasks kept"), kept, mostKept+1); err != nil {
+			return 0, err
+		}
+		stayed += int(tag.RowsAffected())
+	}
+	if stayed > mostKept {
 		return 0, errTooMuch
 	}
 	if attempts != nil {
@@ -257,5 +268,5 @@ func dropPartition(ctx context.Context, tx pgx.Tx, p, attempts *partition, stays
 		}
 	}
 	_, err = tx.Exec(ctx, "DROP TABLE "+p.table())
-	return max(0, gone-int(tag.RowsAffected())), err
+	return max(0, gone-stayed), err
 }

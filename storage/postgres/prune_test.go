@@ -181,6 +181,8 @@ func newAged(t *testing.T, change ...func(*Store)) *aged {
 	in(&a.stay, ended(a.now))
 	root := a.stay[0] // a live one, with a task run that has ended
 	in(&a.stay, ended(a.at.Add(time.Hour)), func(r *job.Run) { r.RootID, r.Task = root.ID, "t" })
+	kept := a.stay[5] // one that ended lately
+	in(&a.stay, ended(a.at.Add(time.Hour)), func(r *job.Run) { r.RootID, r.Task = kept.ID, "t" })
 	for range 300 {
 		in(&a.gone, ended(a.at.Add(time.Hour)))
 	}
@@ -293,6 +295,14 @@ func TestChangedBeforeDrop(t *testing.T) {
 	late := aRun(a.at.Add(time.Minute))
 	insert(t, a.c, late)
 	a.stay = append(a.stay, late)
+	// Tasks of roots that are live, or ended only now, whatever became of them meanwhile.
+	for i, root := range []*job.Run{a.stay[0], a.stay[3], late} {
+		task := aRun(a.at.Add(time.Hour), func(r *job.Run) {
+			r.RootID, r.Task, r.State, r.FinishedAt = root.ID, fmt.Sprint("late-", i), job.Skipped, a.at
+		})
+		insert(t, a.c, task)
+		a.stay = append(a.stay, task)
+	}
 	if _, err := a.Cancel(t.Context(), []job.CancelIntent{{ID: a.stay[1].ID, At: a.now}}); err != nil {
 		t.Fatal(err)
 	}
@@ -385,7 +395,7 @@ func TestPartitionsUnderLoad(t *testing.T) {
 				continue
 			}
 			err := janitor.fenced(t.Context(), 1, func(ctx context.Context, tx pgx.Tx) error {
-				_, err := dropPartition(ctx, tx, &all[i], attemptsOf(&all[i], all), "true", nil)
+				_, err := dropPartition(ctx, tx, &all[i], attemptsOf(&all[i], all), "true", nil, false)
 				return err
 			})
 			if err == nil {

@@ -44,6 +44,7 @@ func (s *Store) Runs(ctx context.Context, q storage.RunQuery) (page storage.RunP
 type listing struct {
 	kind   string // of candidates: a name in reads_runs.sql
 	args   []any  // of the kind
+	task   any    // $9 of task runs
 	filter []any  // $4 to $7
 	// narrowed: some candidates do not match.
 	narrowed bool
@@ -76,6 +77,9 @@ func newListing(ctx context.Context, c *pgx.Conn, q *storage.RunQuery) (*listing
 	switch {
 	case !q.RootID.IsZero():
 		l.kind, l.args, l.job = "task runs", []any{q.RootID[:]}, q.Job
+		if q.Task != "" {
+			l.task = q.Task
+		}
 		onlyLive = false
 	case q.Job != "" && onlyLive:
 		rows, err := c.Query(ctx, listSQL["ids of name"], q.Namespace, q.Job)
@@ -102,7 +106,7 @@ func newListing(ctx context.Context, c *pgx.Conn, q *storage.RunQuery) (*listing
 		states = numbers
 	}
 	l.filter = []any{namespace, states, worker, labels}
-	l.narrowed = namespace != nil || states != nil || worker != nil || labels != nil
+	l.narrowed = namespace != nil || states != nil || worker != nil || labels != nil || l.task != nil
 	return l, nil
 }
 
@@ -173,8 +177,7 @@ func (l *listing) edge(ctx context.Context, c *pgx.Conn, step int) (job.RunID, b
 // collect adds what matches of one step to the page, and tells whether that is full and goes on after it.
 func (l *listing) collect(ctx context.Context, c *pgx.Conn, from job.RunID, page *storage.RunPage) (bool, error) {
 	need := l.limit - len(page.Runs)
-	args := slices.Concat([]any{l.before[:], from[:], need + 1}, l.filter, l.args)
-	rows, err := c.Query(ctx, listSQL[l.kind], args...)
+	rows, err := c.Query(ctx, listSQL[l.kind], l.candidates(from, need+1)...)
 	runs, err := collectRuns(full, rows, err)
 	if err != nil {
 		return false, err
@@ -194,6 +197,15 @@ func (l *listing) collect(ctx context.Context, c *pgx.Conn, from job.RunID, page
 		page.Next = last
 	}
 	return more, nil
+}
+
+// candidates are the arguments of the listing's statement, for so many rows from an id on.
+func (l *listing) candidates(from job.RunID, most int) []any {
+	args := slices.Concat([]any{l.before[:], from[:], most}, l.filter, l.args)
+	if l.kind == "task runs" {
+		args = append(args, l.task)
+	}
+	return args
 }
 
 // firstFrom is the smallest id of a time; ids before it are older. Ids hold milliseconds: one within the millisecond of a

@@ -28,7 +28,7 @@ ORDER BY r.id DESC OFFSET $3 LIMIT 1
 
 -- name: task runs
 SELECT {full} FROM muster.runs r
-WHERE r.root_id = $8 AND r.id < $1 AND r.id >= $2 AND {filter}
+WHERE r.root_id = $8 AND r.id < $1 AND r.id >= $2 AND ($9::text IS NULL OR r.task = $9) AND {filter}
 ORDER BY r.id DESC LIMIT $3
 
 -- name: task runs, edge
