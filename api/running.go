@@ -92,6 +92,7 @@ func (a *API) leasedRuns(ctx context.Context, q job.RunQuery, horizon job.RunID,
 		switch {
 		case q.Namespace != "" && g.Lane != "" && g.Lane.Namespace() != q.Namespace:
 		case q.Worker != "" && g.Worker != q.Worker:
+		case !q.RootID.IsZero() && g.RunID.Time() != q.RootID.Time(): // ids of task runs carry their root's time
 		case !q.Before.IsZero() && bytes.Compare(g.RunID[:], q.Before[:]) >= 0:
 		case bytes.Compare(g.RunID[:], horizon[:]) < 0:
 		default:

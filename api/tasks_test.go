@@ -450,3 +450,21 @@ func TestTheClientSpeaksOfTasks(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Ticks and backfills of a job with tasks are roots like any other.
+func TestRunsOfAScheduleHaveTasks(t *testing.T) {
+	b := newBench(t)
+	j := want[job.Job](t, b, 201, "POST", "/v1/jobs", strings.Replace(etl, `"tasks"`, `"schedule":{"cron":"0 0 * * *"},"deadline":"1h","tasks"`, 1))
+	a := want[BatchAnswer](t, b, 200, "POST", "/v1/jobs/etl/backfill", `{"since":"2026-03-08T00:00:00Z","until":"2026-03-10T00:00:00Z"}`)
+	if len(a.Items) != 2 {
+		t.Fatalf("%+v", a)
+	}
+	tick := job.BirthOfTick(&job.Tick{JobID: j.ID, Version: 1, ScheduledAt: job.At(testNow), DecidedAt: job.At(testNow), Disposition: job.TickRun}, j.Namespace, j.Name, j.Spec, job.HomeQuorum)
+	b.runs[tick.ID] = tick
+	for _, id := range []job.RunID{a.Items[0].Run.ID, a.Items[1].Run.ID, tick.ID} {
+		r := want[RunWithTasks](t, b, 200, "GET", "/v1/runs/"+id.String(), "")
+		if len(r.Tasks) != 5 || r.Tasks[4].State != job.Waiting || r.DeadlineAt == 0 {
+			t.Errorf("%+v", r)
+		}
+	}
+}
