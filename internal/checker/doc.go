@@ -1,5 +1,6 @@
-// Package checker judges a saved history against the promises of the design (section 7, D1 to D6). It is pure: it reads
-// what was written down, asks nobody, and says which promise was broken, by what, and how it shows.
+// Package checker judges a saved history against the promises of the design (section 7, D1 to D6; section 5, T1 to T9 and
+// edges between jobs). It is pure: it reads what was written down, asks nobody, and says which promise was broken, by what,
+// and how it shows.
 //
 // A history (History, one JSON line per fact) has three sources, so that no party is judged by its own word alone:
 //

@@ -81,8 +81,9 @@ type cluster struct {
 	http    *http.Client // asks one node, once, and does not wait for long
 	nodes   []*process
 	workers []*process
-	docs    []*job.Document
-	stored  *stores // nil: embedded
+	docs    []*job.Document // that tick
+	others  []*job.Document // of graphs, without a schedule
+	stored  *stores         // nil: embedded
 	load    *load
 	stop    func() // ends the load
 	began   time.Time
@@ -499,7 +500,7 @@ func (c *cluster) end() (*checker.History, *checker.Report) {
 	c.heal()
 	c.settle(2*time.Second, 3*time.Second)
 	c.stop()
-	d := &drain{t: c.t, dir: c.dir, rec: c.rec, api: c.load.sdk, docs: c.docs}
+	d := &drain{t: c.t, dir: c.dir, rec: c.rec, api: c.load.sdk, docs: c.docs, graphs: c.others != nil, others: c.others}
 	d.end()
 	d.observe()
 	c.digests()

@@ -19,6 +19,10 @@ type drain struct {
 	rec  *recorder
 	api  *client.Client
 	docs []*job.Document
+	// graphs: runs may have tasks, which are read too, and these jobs have no schedule: they depend on others, or are run
+	// by others.
+	graphs bool
+	others []*job.Document
 
 	until job.Instant // the last tick
 }
@@ -64,12 +68,34 @@ func (d *drain) end() {
 		})
 	}
 	d.await(ctx, "the end of all runs", func() (bool, error) {
+		// Edges first: what they make run is live before they are clear, or at once with it.
+		if due, err := d.due(ctx); due || err != nil {
+			return false, err
+		}
 		live := client.RunFilter{States: []job.State{job.Waiting, job.Held, job.Scheduled, job.Queued, job.Running}}
 		for _, err := range d.api.Runs(ctx, live) {
 			return false, err
 		}
-		return true, nil
+		due, err := d.due(ctx) // the last ends may have satisfied some
+		return !due, err
 	})
+}
+
+// due tells whether a job has all its edges satisfied.
+func (d *drain) due(ctx context.Context) (bool, error) {
+	for _, doc := range d.others {
+		if len(doc.DependsOn) == 0 {
+			continue
+		}
+		e, err := d.api.Dependencies(ctx, doc.Name)
+		if err != nil {
+			return false, err
+		}
+		if !slices.ContainsFunc(e.Upstreams, func(e job.Dependency) bool { return e.SatisfiedBy.IsZero() }) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 func (d *drain) await(ctx context.Context, what string, done func() (bool, error)) {
@@ -103,7 +129,25 @@ func (d *drain) observe() {
 // runs lists every run.
 func (d *drain) runs() func(func(*job.Run) bool) {
 	return func(yield func(*job.Run) bool) {
-		for r, err := range d.api.Runs(context.Background(), client.RunFilter{AllNamespaces: true}) {
+		for r := range d.list(client.RunFilter{AllNamespaces: true}) {
+			if !yield(r) {
+				return
+			}
+			if !d.graphs {
+				continue
+			}
+			for t := range d.list(client.RunFilter{RootID: r.ID}) {
+				if !yield(t) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (d *drain) list(f client.RunFilter) func(func(*job.Run) bool) {
+	return func(yield func(*job.Run) bool) {
+		for r, err := range d.api.Runs(context.Background(), f) {
 			if err != nil {
 				d.t.Fatalf("list the runs: %v", err)
 			}
@@ -118,7 +162,7 @@ func (d *drain) runs() func(func(*job.Run) bool) {
 func (d *drain) read() {
 	d.t.Helper()
 	ctx := context.Background()
-	for _, doc := range d.docs {
+	for _, doc := range slices.Concat(d.docs, d.others) {
 		j, err := d.api.Job(ctx, doc.Name)
 		if err != nil {
 			d.t.Fatalf("read %s: %v", doc.Name, err)
@@ -132,6 +176,13 @@ func (d *drain) read() {
 				d.t.Fatalf("read the ledger of %s: %v", doc.Name, err)
 			}
 			all.Ticks = append(all.Ticks, checker.Tick{Tick: t.Tick, RunID: t.RunID})
+		}
+		if len(doc.DependsOn) > 0 {
+			e, err := d.api.Dependencies(ctx, j.Name)
+			if err != nil {
+				d.t.Fatalf("read the edges of %s: %v", doc.Name, err)
+			}
+			all.Edges = e.Upstreams
 		}
 		d.rec.add(checker.Line{Job: &all})
 	}

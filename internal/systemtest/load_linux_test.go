@@ -51,6 +51,8 @@ type submission struct {
 	Spec    *job.Document `json:"spec,omitempty"`
 	Payload any           `json:"payload,omitempty"`
 	Delay   job.Duration  `json:"delay,omitempty"`
+
+	Labels map[string]string `json:"labels,omitempty"`
 }
 
 // endpoint is a node's API.

@@ -39,11 +39,13 @@ func writeHistory(args []string) int {
 	work := fs.Duration("for", 0, "how long to work")
 	child := fs.Duration("child", 0, "how long a process lives that is left beside")
 	fail := fs.Uint("fail", 0, "how many attempts fail")
+	echo := fs.Bool("echo", false, "what it was given is its result")
+	failGiven := fs.String("fail-given", "", "it fails if it was given this")
 	beside := fs.Int("beside", 0, "the life of the parent; set for the process that is left beside")
 	if err := fs.Parse(args); err != nil {
 		return 2
 	}
-	w := writer{dir: *dir, line: checker.Work{Pid: os.Getpid(), ScheduledAt: os.Getenv("MUSTER_SCHEDULED_AT"), Job: os.Getenv("MUSTER_JOB"), Life: *beside}}
+	w := writer{dir: *dir, line: checker.Work{Pid: os.Getpid(), ScheduledAt: os.Getenv("MUSTER_SCHEDULED_AT"), Job: os.Getenv("MUSTER_JOB"), Life: *beside, Given: os.Getenv(given)}}
 	var err error
 	if w.line.Run, err = job.ParseRunID(os.Getenv("MUSTER_RUN_ID")); err != nil {
 		return 2
@@ -80,13 +82,33 @@ func writeHistory(args []string) int {
 		w.note(checker.End)
 		return 128 + int(syscall.SIGTERM)
 	}
-	if w.line.Attempt <= uint32(*fail) {
+	if *echo {
+		if err := os.WriteFile(os.Getenv("MUSTER_RESULT_FILE"), asJSON(w.line.Given), 0o600); err != nil {
+			return 2
+		}
+	}
+	if w.line.Attempt <= uint32(*fail) || *failGiven != "" && w.line.Given == *failGiven {
 		w.line.Code = exitFailedOnPurpose
 	}
 	if err := w.note(checker.End); err != nil {
 		return 2
 	}
 	return w.line.Code
+}
+
+// given is the variable in which a document passes something on, for the command to note.
+const given = "GIVEN"
+
+// asJSON is a text as the JSON that it is, or as a JSON string.
+func asJSON(text string) []byte {
+	if json.Valid([]byte(text)) {
+		return []byte(text)
+	}
+	b, err := json.Marshal(text)
+	if err != nil {
+		panic(err) // a string can be JSON
+	}
+	return b
 }
 
 // start notes the start. The lock says to the commands of later lives of the same worker that this one is alive, for as long as the kernel
