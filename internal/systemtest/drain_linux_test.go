@@ -123,6 +123,31 @@ func (d *drain) observe() {
 	for r := range d.runs() {
 		at := now()
 		d.rec.op(checker.Op{Kind: checker.Read, Asked: at, Done: at, Outcome: checker.OK, ID: r.ID, Answer: r})
+		if !d.graphs || r.Task != "" {
+			continue
+		}
+		run, err := d.api.RunWithTasks(context.Background(), r.ID)
+		if err != nil {
+			d.t.Errorf("read %s with its tasks: %v", r.ID, err)
+			continue
+		}
+		seeTasks(d.rec, &checker.Op{Kind: checker.Read, Asked: at, Done: now(), Outcome: checker.OK}, run)
+		for _, t := range run.Tasks {
+			if r.State.Terminal() && !t.State.Terminal() {
+				d.t.Errorf("%s is %s, and its task %s reads %s", r.ID, r.State, t.Name, t.State)
+			}
+		}
+	}
+}
+
+// seeTasks records that a run was read with these of its tasks ended: they must stay so. Of others it says less than the
+// runs of the tasks do.
+func seeTasks(rec *recorder, op *checker.Op, run *client.RunWithTasks) {
+	for _, t := range run.Tasks {
+		if t.State.Terminal() && !t.ID.IsZero() {
+			rec.op(checker.Op{Kind: checker.Read, Asked: op.Asked, Done: op.Done, Outcome: checker.OK, ID: t.ID,
+				Answer: &job.Run{ID: t.ID, Task: t.Name, State: t.State, Reason: t.Reason, Attempt: t.Attempt, FinishedAt: t.FinishedAt}})
+		}
 	}
 }
 

@@ -248,16 +248,21 @@ func (f *graphFacts) wants(r *job.Run) (string, bool) {
 	return fmt.Sprint(s.Payload.(graphPayload).N), true
 }
 
-// wrong says what the trial expected otherwise.
-func (f *graphFacts) wrong(h *checker.History) (all []string) {
+// judge counts the commands that were given what they should be, and says what the trial expected otherwise.
+func (f *graphFacts) judge(h *checker.History) (given int, wrong []string) {
 	for i := range h.Work {
 		w := &h.Work[i]
 		r := f.runs[w.Run]
 		if w.Event != checker.Start || w.Given == "" || r == nil {
 			continue
 		}
-		if want, known := f.wants(r); known && strings.ReplaceAll(w.Given, " ", "") != want {
-			all = append(all, fmt.Sprintf("attempt %d of %s (task %q of %s) was given %q, not %q", w.Attempt, r.ID, r.Task, r.RootID, w.Given, want))
+		want, known := f.wants(r)
+		switch {
+		case !known:
+		case strings.ReplaceAll(w.Given, " ", "") == want:
+			given++
+		default:
+			wrong = append(wrong, fmt.Sprintf("attempt %d of %s (task %q of %s) was given %q, not %q", w.Attempt, r.ID, r.Task, r.RootID, w.Given, want))
 		}
 	}
 	for id, r := range f.runs {
@@ -277,12 +282,12 @@ func (f *graphFacts) wrong(h *checker.History) (all []string) {
 			}
 		}
 		if !maps.Equal(ends, got) {
-			all = append(all, fmt.Sprintf("%s, a %s of %d, is %s (%s); its tasks that did not succeed: %v, expected %v", id, graphKinds[k].name,
+			wrong = append(wrong, fmt.Sprintf("%s, a %s of %d, is %s (%s); its tasks that did not succeed: %v, expected %v", id, graphKinds[k].name,
 				s.Payload.(graphPayload).N, r.State, r.Reason, got, ends))
 		}
 	}
-	slices.Sort(all)
-	return all
+	slices.Sort(wrong)
+	return given, wrong
 }
 
 // interfered tells whether a task run ended otherwise than its graph says: it was cancelled, or lost too often, or what it

@@ -110,9 +110,7 @@ func (l *graphLoad) read(r *rand.Rand) {
 	var run client.RunWithTasks
 	if outcome, err := l.askNode(l.http, node, &op, http.MethodGet, "/v1/runs/"+id.String(), nil, &run); outcome == checker.OK || op.Status == http.StatusNotFound {
 		l.answered(&op, outcome, &run.Run, err)
-		for i := range run.Tasks {
-			l.seen(op, &run.Tasks[i])
-		}
+		seeTasks(l.rec, &op, &run)
 	}
 	op = checker.Op{Kind: checker.Read, Asked: now(), ID: id}
 	var all struct{ Items []*job.Run }
@@ -122,14 +120,6 @@ func (l *graphLoad) read(r *rand.Rand) {
 			one.ID = t.ID
 			l.answered(&one, checker.OK, t, nil)
 		}
-	}
-}
-
-// seen records that a graph was read with this task ended: it must stay so. Of others it says less than the task's run.
-func (l *graphLoad) seen(op checker.Op, t *client.TaskRun) {
-	if t.State.Terminal() && !t.ID.IsZero() {
-		op.Node, op.ID = "", t.ID
-		l.answered(&op, checker.OK, &job.Run{ID: t.ID, Task: t.Name, State: t.State, Reason: t.Reason, Attempt: t.Attempt, FinishedAt: t.FinishedAt}, nil)
 	}
 }
 
@@ -346,7 +336,8 @@ func graphRow(t *testing.T, c *cluster, steady checker.Moment, at []checker.Mome
 	t.Helper()
 	h, r := c.end()
 	f := newGraphFacts(h)
-	for i, text := range f.wrong(h) {
+	given, wrong := f.judge(h)
+	for i, text := range wrong {
 		if i == 20 {
 			t.Error("and more")
 			break
@@ -354,9 +345,9 @@ func graphRow(t *testing.T, c *cluster, steady checker.Moment, at []checker.Mome
 		t.Error(text)
 	}
 	all := taskStarts(h, steady, now())
-	row(t, r, "%s\ngraphs %d, of kinds: %s; tasks %d and items %d, of them skipped %d, reused %d\njobs after jobs: %d runs, of %d ends and %d coalesced, %d pending"+
+	row(t, r, "%s\ngraphs %d, of kinds: %s; tasks %d and items %d, of them skipped %d, reused %d; commands that were given what they should be %d\njobs after jobs: %d runs, of %d ends and %d coalesced, %d pending"+
 		"\nreleased to started: before the first fault %s; over all %s\nend of a task to the start of the next: before the first fault %s; over all %s\nto the next leader: %s; to the first start of a task born since: %s", did,
-		r.Graphs, kindsOf(h), r.Tasks, r.Items, r.Skipped, r.Reused, r.Fired, r.Consumed, r.Coalesced, r.Pending,
+		r.Graphs, kindsOf(h), r.Tasks, r.Items, r.Skipped, r.Reused, given, r.Fired, r.Consumed, r.Coalesced, r.Pending,
 		spread(taskStarts(h, steady, at[0])), spread(all), spread(f.steps(h, steady, at[0])), spread(f.steps(h, steady, now())), spread(elections(h, at)), spread(firstTasks(h, at)))
 }
 
