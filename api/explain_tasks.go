@@ -3,7 +3,6 @@ package api
 import (
 	"fmt"
 	"net/http"
-	"slices"
 	"strings"
 
 	"github.com/musterhq/muster/job"
@@ -62,8 +61,13 @@ func taskSentences(root *job.Run, tasks []TaskRun) []string {
 	for s := job.Running; s >= job.Waiting; s-- {
 		counts = countOf(counts, count[s], s)
 	}
+	if len(counts) == 0 {
+		return []string{"The runs of its tasks were dropped from the history."}
+	}
 	out := []string{fmt.Sprintf("Of its tasks, %d in all: %s.", len(tasks), strings.Join(counts, ", "))}
+	byName := tasksByName(tasks)
 	var decided, waiting []string
+	rest := 0
 	for i := range tasks {
 		t := &tasks[i]
 		switch {
@@ -71,14 +75,21 @@ func taskSentences(root *job.Run, tasks []TaskRun) []string {
 			decided = append(decided, fmt.Sprintf("The task %s is %s (%s).", t.Name, t.State, t.Reason))
 		case t.State.Terminal() || root.State.Terminal():
 		case t.ID.IsZero():
-			waiting = append(waiting, fmt.Sprintf("The task %s: %s", t.Name, waitSentence(t, tasks)))
+			if len(waiting) < maxTaskSentences {
+				waiting = append(waiting, fmt.Sprintf("The task %s: %s", t.Name, waitSentence(t, byName)))
+			} else {
+				rest++
+			}
 		default:
 			decided = append(decided, fmt.Sprintf("The task %s is %s, as the run %s.", t.Name, t.State, t.ID))
 		}
 	}
 	more := append(decided, waiting...) // what was decided says more than what waits for it
 	if n := len(more) - maxTaskSentences; n > 0 {
-		more = append(more[:maxTaskSentences], fmt.Sprintf("Other tasks have not ended, or failed: %d more.", n))
+		more, rest = more[:maxTaskSentences], rest+n
+	}
+	if rest > 0 {
+		more = append(more, fmt.Sprintf("Other tasks that have not ended, or have failed: %d.", rest))
 	}
 	return append(out, more...)
 }
@@ -96,11 +107,11 @@ func itemSentence(n *ItemCounts) string {
 }
 
 // waitSentence says what an undecided task of an open run waits for.
-func waitSentence(t *TaskRun, tasks []TaskRun) string {
+func waitSentence(t *TaskRun, tasks map[string]*TaskRun) string {
 	var open []string
 	for _, name := range t.DependsOn {
-		if i := slices.IndexFunc(tasks, func(u TaskRun) bool { return u.Name == name }); i >= 0 && !tasks[i].State.Terminal() {
-			open = append(open, fmt.Sprintf("%s (%s)", name, tasks[i].State))
+		if up := tasks[name]; up != nil && !up.State.Terminal() {
+			open = append(open, fmt.Sprintf("%s (%s)", name, up.State))
 		}
 	}
 	if len(open) == 0 {
@@ -110,6 +121,14 @@ func waitSentence(t *TaskRun, tasks []TaskRun) string {
 		open = append(open[:maxNamedTasks], fmt.Sprintf("%d more", n))
 	}
 	return "it waits for " + strings.Join(open, ", ") + "."
+}
+
+func tasksByName(tasks []TaskRun) map[string]*TaskRun {
+	m := make(map[string]*TaskRun, len(tasks))
+	for i := range tasks {
+		m[tasks[i].Name] = &tasks[i]
+	}
+	return m
 }
 
 // explainTask explains one task of a root run. What it says of one without a row comes from the tasks before it, or from
@@ -125,11 +144,11 @@ func (a *API) explainTask(rq *request, root *job.Run, name string) error {
 	if err != nil {
 		return err
 	}
-	i := slices.IndexFunc(tasks, func(t TaskRun) bool { return t.Name == name })
-	if i < 0 {
+	byName := tasksByName(tasks)
+	t := byName[name]
+	if t == nil {
 		return &job.Error{Code: job.NotFound, Reason: "no_task", Field: "task", Message: fmt.Sprintf("the run %s has no task %s", root.ID, quote(name))}
 	}
-	t := &tasks[i]
 	if !t.ID.IsZero() {
 		r, err := a.Store.Run(rq.ctx, t.ID)
 		if err != nil {
@@ -156,7 +175,7 @@ func (a *API) explainTask(rq *request, root *job.Run, name string) error {
 		}
 		e.Explanation = append([]string{fmt.Sprintf("It waits until the run %s has begun. Of that run:", root.ID)}, whole.Explanation...)
 	default:
-		s := waitSentence(t, tasks) // begins in the middle of one of taskSentences
+		s := waitSentence(t, byName) // begins in the middle of one of taskSentences
 		e.Explanation = []string{strings.ToUpper(s[:1]) + s[1:]}
 	}
 	return rq.json(http.StatusOK, e)

@@ -451,6 +451,33 @@ func TestTheClientSpeaksOfTasks(t *testing.T) {
 	}
 }
 
+// An explanation stays one that a person can read, however many tasks there are.
+func TestAnExplanationOfManyTasksIsShort(t *testing.T) {
+	b := newBench(t)
+	tasks := []string{`{"name":"t0","exec":{"command":["true"]}}`}
+	for i := 1; i < 40; i++ {
+		ups := make([]string, i)
+		for j := range ups {
+			ups[j] = fmt.Sprintf(`"t%d"`, j)
+		}
+		tasks = append(tasks, fmt.Sprintf(`{"name":"t%d","depends_on":[%s],"exec":{"command":["true"]}}`, i, strings.Join(ups, ",")))
+	}
+	r := want[job.Run](t, b, 201, "POST", "/v1/runs", `{"spec":{"tasks":[`+strings.Join(tasks, ",")+`]}}`)
+	b.change(r.ID, func(r *job.Run) { r.State = job.Running })
+	for i := range 20 {
+		b.bear(b.runs[r.ID], fmt.Sprintf("t%d", i), 0, job.Queued)
+	}
+	e := want[Explanation](t, b, 200, "GET", "/v1/runs/"+r.ID.String()+"/explain", "").Explanation
+	all := strings.Join(e, "\n")
+	if len(e) > maxTaskSentences+5 || !strings.Contains(all, "20 queued, 20 waiting") || !strings.Contains(all, "or have failed: 30.") {
+		t.Error(all)
+	}
+	e = want[Explanation](t, b, 200, "GET", "/v1/runs/"+r.ID.String()+"/explain?task=t39", "").Explanation
+	if len(e) != 1 || !strings.HasPrefix(e[0], "It waits for t0 (queued), t1 (queued)") || !strings.HasSuffix(e[0], ", 34 more.") {
+		t.Error(e)
+	}
+}
+
 // Ticks and backfills of a job with tasks are roots like any other.
 func TestRunsOfAScheduleHaveTasks(t *testing.T) {
 	b := newBench(t)
