@@ -33,7 +33,7 @@ func (a *API) explainGrown(rq *request, r *job.Run) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		if rows[0] == nil {
+		if rows[0] == nil || rows[0].ParentID != r.ID {
 			return []string{fmt.Sprintf("Attempt %d makes the run %s, which is not there yet, or not any more.", r.Attempt, id)}, nil
 		}
 		child := a.asItIs(rows[0])

@@ -94,7 +94,7 @@ func (a *API) tasksOf(ctx context.Context, root *job.Run) ([]TaskRun, error) {
 	left := maxItemRows
 	for i := range tasks {
 		t := &tasks[i]
-		if rows[i] == nil {
+		if rows[i] == nil || rows[i].RootID != root.ID { // whoever submits a run may bring any id
 			t.undecided(root)
 			continue
 		}

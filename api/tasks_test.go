@@ -168,6 +168,17 @@ func TestTasksOfAnInlineSpec(t *testing.T) {
 	}
 }
 
+// Who submits a run brings its id, if he likes: also one that is derived from another run's.
+func TestARunUnderTheIDOfATaskIsNotTheTask(t *testing.T) {
+	b := newBench(t)
+	root := b.open(t)
+	id := job.TaskRunID(root.ID, "extract", 0)
+	want[job.Run](t, b, 201, "POST", "/v1/runs?namespace=other", fmt.Sprintf(`{"id":%q,"spec":{"exec":{"command":["true"]}}}`, id))
+	if task := want[RunWithTasks](t, b, 200, "GET", "/v1/runs/"+root.ID.String(), "").Tasks[0]; task.State != job.Waiting || !task.ID.IsZero() {
+		t.Errorf("%+v", task)
+	}
+}
+
 // A list longer than one read counts says so, rather than counting some.
 func TestMoreItemsThanAreCounted(t *testing.T) {
 	b := newBench(t)
