@@ -49,16 +49,16 @@ func (a *API) jobRoutes() {
 		{http.StatusCreated, "the job was created", job.Job{}, ""},
 		{http.StatusAccepted, "stored, but the schedule has not reached the cluster yet: effective is false", job.Job{}, ""},
 	}
+	const named = "The jobs in depends_on have to be there; a job that a task runs (run_job) is looked up when it is run."
 	serve(a, route{endpoint: at("list-jobs", Read, get, "/v1/jobs"), tag: "jobs",
 		summary: "List jobs", notes: "Ordered by name.", answers: ok(page[job.Job]{})}, a.listJobs)
 	serve(a, route{endpoint: at("create-job", Define, post, "/v1/jobs"), tag: "jobs",
-		summary: "Create a job", notes: "409 if there is one of that name. The jobs in depends_on have to be there; a job that a task runs (run_job) is looked up " +
-			"when it is run.",
+		summary: "Create a job", notes: "409 if there is one of that name. " + named,
 		body: job.Document{}, bodyTypes: documents, answers: effective[1:]}, a.createJob)
 	serve(a, route{endpoint: at("read-job", Read, get, "/v1/jobs/{name}"), tag: "jobs",
 		summary: "Read a job", notes: "The ETag is its version.", answers: ok(job.Job{})}, a.readJob)
 	serve(a, route{endpoint: at("put-job", Define, put, "/v1/jobs/{name}"), tag: "jobs",
-		summary: "Create or change a job", notes: "The same document again changes nothing.",
+		summary: "Create or change a job", notes: "The same document again changes nothing. " + named,
 		body: job.Document{}, bodyTypes: documents, answers: effective}, a.putJob)
 	serve(a, route{endpoint: at("delete-job", Define, del, "/v1/jobs/{name}"), tag: "jobs",
 		summary: "Delete a job", notes: "Its runs stay. 409 with reason has_dependents if jobs depend on it, unless detach is true.",
