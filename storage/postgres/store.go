@@ -86,9 +86,13 @@ type Store struct {
 	births    batcher[*job.Run]
 	intents   batcher[job.CancelIntent]
 	documents documentCache
+	unfit     complaints
 }
 
-var _ storage.Store = (*Store)(nil)
+var (
+	_ storage.Store  = (*Store)(nil)
+	_ storage.Graphs = (*Store)(nil)
+)
 
 // New checks the configuration. It opens nothing: see Serve.
 func New(cfg Config) (*Store, error) {
