@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/musterhq/muster/client"
+	"github.com/musterhq/muster/job"
 )
 
 // Completion of names asks the cluster. Whoever presses TAB does not want to wait, nor to read errors: what cannot be had
@@ -78,6 +79,33 @@ func (c *cli) completeCredentials(cmd *cobra.Command, _ []string, _ string) ([]c
 		}
 		return out
 	})
+}
+
+// completeTasks offers the names of the tasks of the run that another flag names.
+func (c *cli) completeTasks(root *string) completer {
+	return func(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return c.complete(cmd, func(ctx context.Context, k *client.Client) (out []cobra.Completion) {
+			id, err := job.ParseRunID(*root)
+			if err != nil {
+				return nil
+			}
+			r, err := k.RunWithTasks(ctx, id)
+			if err != nil {
+				return nil
+			}
+			for i := range r.Tasks {
+				out = append(out, cobra.CompletionWithDesc(r.Tasks[i].Name, r.Tasks[i].State.String()))
+			}
+			return out
+		})
+	}
+}
+
+// completeFlag says what to offer for the value of a flag.
+func (c *cli) completeFlag(cmd *cobra.Command, flag string, with completer) {
+	if err := cmd.RegisterFlagCompletionFunc(flag, with); err != nil {
+		panic(err) // there is no such flag
+	}
 }
 
 var _ completer = (*cli)(nil).completeJobs

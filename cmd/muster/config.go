@@ -66,12 +66,26 @@ func (c *cli) settle(cmd *cobra.Command) error {
 	c.addressGiven = cmd.Flags().Changed("address")
 	c.namespaceGiven = cmd.Flags().Changed("namespace")
 	c.color = !c.noColor && c.getenv("NO_COLOR") == "" && c.getenv("TERM") != "dumb" && isTerminal(c.stdout)
-	return c.checkGlobals()
+	return c.checkGlobals(cmd)
 }
 
-func (c *cli) checkGlobals() error {
-	if !slices.Contains(formats, c.format) {
-		return usageErrorf("--output: %q is not a form of output; use %s", clip(c.format, 64), listOr(formats))
+// formsOfCommand names, with commas between, the forms of output that a command has besides those of all.
+const formsOfCommand = "muster-forms"
+
+func formsOf(cmd *cobra.Command) []string {
+	if more := cmd.Annotations[formsOfCommand]; more != "" {
+		return append(slices.Clone(formats), strings.Split(more, ",")...)
+	}
+	return formats
+}
+
+func (c *cli) checkGlobals(cmd *cobra.Command) error {
+	known := formsOf(cmd)
+	if !slices.Contains(known, c.format) {
+		return usageErrorf("--output: %q is not a form of output; use %s", clip(c.format, 64), listOr(known))
+	}
+	if c.format == formatText { // what people read, by its other name
+		c.format = formatTable
 	}
 	return nil
 }

@@ -126,7 +126,7 @@ func (c *cli) importEntries(tab *timetable.Crontab, where, prefix string) (jobs 
 		d.Normalize()
 		err := d.Validate()
 		if err == nil {
-			err = checkDocument(d)
+			err = c.checkDocument(d)
 		}
 		var text []byte
 		if err == nil {

@@ -16,7 +16,7 @@ import (
 func (c *cli) jobCommand() *cobra.Command {
 	group := &cobra.Command{Use: "job COMMAND", Short: "Look at jobs, pause, run and delete them"}
 	group.AddCommand(
-		c.jobListCommand(), c.jobShowCommand(), c.jobRunCommand(),
+		c.jobListCommand(), c.jobShowCommand(), c.jobGraphCommand(), c.jobRunCommand(),
 		c.jobChange("pause", "Stop jobs from ticking, and hold their queued runs", "paused", func(ctx context.Context, k *client.Client, name string) error {
 			_, err := k.PauseJob(ctx, name)
 			return err
@@ -25,9 +25,7 @@ func (c *cli) jobCommand() *cobra.Command {
 			_, err := k.ResumeJob(ctx, name)
 			return err
 		}),
-		c.jobChange("delete", "Delete jobs; their runs stay", "deleted", func(ctx context.Context, k *client.Client, name string) error {
-			return k.DeleteJob(ctx, name, 0)
-		}),
+		c.jobDeleteCommand(),
 		c.jobNextCommand(), c.jobTicksCommand(), c.jobVerifyCommand(), c.jobVersionsCommand(), c.jobBackfillCommand())
 	return group
 }
@@ -73,7 +71,7 @@ func (c *cli) jobList(ctx context.Context, pairs []string, limit int) error {
 		table: func(b *strings.Builder, color bool) {
 			t := newTable("NAME", "VERSION", "SCHEDULE", "ZONE", "NEXT TICK", "RUNS", "LABELS")
 			for _, j := range jobs {
-				cron, zone := "", ""
+				cron, zone := afterJobs(j.Spec), ""
 				if s := j.Spec.Schedule; s != nil {
 					cron, zone = s.Cron, s.TimeZone
 				}
@@ -83,6 +81,18 @@ func (c *cli) jobList(ctx context.Context, pairs []string, limit int) error {
 		},
 		note: when(len(jobs) == 0, "there are no jobs in the namespace %s", c.namespace),
 	})
+}
+
+// afterJobs says in one cell on which jobs one depends, in the place of a schedule.
+func afterJobs(d *job.Document) string {
+	if len(d.DependsOn) == 0 {
+		return ""
+	}
+	names := make([]string, len(d.DependsOn))
+	for i := range names {
+		names[i] = d.DependsOn[i].Job
+	}
+	return clip("after "+strings.Join(names, ", "), 40)
 }
 
 func (c *cli) nextTickCell(j *job.Job) cell {
@@ -156,10 +166,14 @@ func (c *cli) jobShow(ctx context.Context, name string, version uint64, document
 	if err != nil {
 		return err
 	}
+	edges, err := dependencies(ctx, k, name)
+	if err != nil {
+		return err
+	}
 	return c.print(answer{
 		value: j,
 		names: func() []string { return []string{j.Name} },
-		table: func(b *strings.Builder, color bool) { c.jobSheet(b, color, j, runs) },
+		table: func(b *strings.Builder, color bool) { c.jobSheet(b, color, j, edges, runs) },
 	})
 }
 
@@ -188,7 +202,7 @@ func (c *cli) printDocument(ctx context.Context, k *client.Client, j *job.Job, v
 	return err
 }
 
-func (c *cli) jobSheet(b *strings.Builder, color bool, j *job.Job, runs []*job.Run) {
+func (c *cli) jobSheet(b *strings.Builder, color bool, j *job.Job, edges *client.Dependencies, runs []*job.Run) {
 	var s sheet
 	d := j.Spec
 	s.add("Name", j.Namespace+"/"+j.Name)
@@ -196,6 +210,9 @@ func (c *cli) jobSheet(b *strings.Builder, color bool, j *job.Job, runs []*job.R
 	s.add("Version", fmt.Sprintf("%d, of %s", j.Version, c.moment(j.UpdatedAt)))
 	s.add("Labels", labelWords(d.Labels))
 	s.add("Runs", executorWords(d))
+	if len(d.Tasks) > 0 {
+		s.add("Tasks", "muster job graph "+j.Name+" draws them")
+	}
 	if d.Schedule != nil {
 		s.add("Schedule", fmt.Sprintf("%s (%s)", d.Schedule.Cron, d.Schedule.TimeZone))
 		if t, err := timetable.Parse(*d.Schedule); err == nil {
@@ -213,6 +230,7 @@ func (c *cli) jobSheet(b *strings.Builder, color bool, j *job.Job, runs []*job.R
 		s.add("Next tick", c.moment(j.NextTickAt))
 	}
 	s.write(b, color)
+	c.dependencyTables(b, color, edges)
 	b.WriteString("\nDocument:\n")
 	if text, err := d.YAML(); err == nil {
 		for line := range strings.Lines(string(text)) {
@@ -222,6 +240,37 @@ func (c *cli) jobSheet(b *strings.Builder, color bool, j *job.Job, runs []*job.R
 	if len(runs) > 0 {
 		b.WriteString("\nLast runs:\n")
 		c.runTable(b, color, runs)
+	}
+}
+
+// dependencyTables says what a job waits for, what of that has happened, and what waits for it.
+func (c *cli) dependencyTables(b *strings.Builder, color bool, d *client.Dependencies) {
+	if len(d.Upstreams) > 0 {
+		b.WriteString("\nDepends on:\n")
+		t := newTable("JOB", "ON", "SATISFIED", "BY THE RUN", "AND BEFORE IT")
+		for _, e := range d.Upstreams {
+			satisfied, run, others := cell{"not yet", "33"}, "", ""
+			if !e.SatisfiedBy.IsZero() {
+				satisfied, run = cell{c.moment(e.SatisfiedAt), "32"}, e.SatisfiedBy.String()
+			}
+			if e.Coalesced > 0 {
+				others = count(int(e.Coalesced), "run")
+			}
+			t.add(e.Upstream, string(e.On), satisfied, run, others)
+		}
+		t.write(b, color)
+	}
+	if len(d.Dependents) > 0 {
+		b.WriteString("\nJobs that depend on it:\n")
+		t := newTable("JOB", "ON", "SATISFIED")
+		for _, e := range d.Dependents {
+			satisfied := cell{"not yet", "33"}
+			if !e.SatisfiedBy.IsZero() {
+				satisfied = cell{c.moment(e.SatisfiedAt), "32"}
+			}
+			t.add(e.Job, string(e.On), satisfied)
+		}
+		t.write(b, color)
 	}
 }
 
@@ -243,6 +292,25 @@ func (c *cli) jobChange(verb, short, done string, do func(context.Context, *clie
 			}, func(j jobChanged) string { return j.Job }, func(j jobChanged) string { return "job " + j.Job + " " + j.Result })
 		},
 	}
+}
+
+const jobDeleteHelp = `Delete jobs; their runs stay.
+
+A job that others depend on is not deleted, unless with --detach: that takes it out
+of their depends_on first. What is left with no dependency runs when somebody says so.`
+
+func (c *cli) jobDeleteCommand() *cobra.Command {
+	var detach bool
+	cmd := c.jobChange("delete", "Delete jobs; their runs stay", "deleted", func(ctx context.Context, k *client.Client, name string) error {
+		if detach {
+			return k.DeleteJobDetached(ctx, name, 0)
+		}
+		return k.DeleteJob(ctx, name, 0)
+	})
+	cmd.Use, cmd.Long = "delete NAME... [flags]", jobDeleteHelp
+	cmd.Flags().BoolVar(&detach, "detach", false, "also those that other jobs depend on, which then do so no more")
+	ofOneCall(cmd.Flags(), "detach")
+	return cmd
 }
 
 type jobChanged struct {
@@ -276,7 +344,7 @@ func (c *cli) jobVersionsCommand() *cobra.Command {
 				table: func(b *strings.Builder, color bool) {
 					t := newTable("VERSION", "CREATED", "TICKS FROM", "SCHEDULE", "ZONE", "RUNS")
 					for _, v := range versions {
-						cron, zone := "", ""
+						cron, zone := afterJobs(v.Spec), ""
 						if s := v.Spec.Schedule; s != nil {
 							cron, zone = s.Cron, s.TimeZone
 						}

@@ -126,6 +126,9 @@ func (c *cli) rootCommand() *cobra.Command {
 		help.Long = "Explain a command, as its --help does, or a topic: exit-codes, environment or times."
 	}
 	finish(root)
+	c.completeFlag(root, "output", func(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return formsOf(cmd), cobra.ShellCompDirectiveNoFileComp
+	})
 	return root
 }
 

@@ -26,6 +26,7 @@ type runListFlags struct {
 	job, worker   string
 	states        []string
 	labels        []string
+	root, task    string
 	limit         int
 	allNamespaces bool
 }
@@ -41,10 +42,16 @@ func (c *cli) runListCommand() *cobra.Command {
 	fs.StringSliceVar(&f.states, "state", nil, "only in this `STATE`; several with commas between")
 	fs.StringVar(&f.worker, "worker", "", "only on the worker `NAME`")
 	fs.StringArrayVarP(&f.labels, "label", "l", nil, "only with the label `KEY=VALUE`; can be repeated, all must match")
+	fs.StringVar(&f.root, "root", "", "the runs of the tasks of the run `ID`, instead of whole runs")
+	fs.StringVar(&f.task, "task", "", "with --root: only of the task `NAME`, and its items")
 	f.rangeFlags.add(cmd)
 	fs.IntVar(&f.limit, "limit", 25, "at most `N` runs; 0 for all")
 	fs.BoolVarP(&f.allNamespaces, "all-namespaces", "A", false, "of all namespaces")
-	ofOneCall(fs, "job", "state", "worker", "label", "all-namespaces")
+	ofOneCall(fs, "job", "state", "worker", "label", "root", "task", "all-namespaces")
+	c.completeFlag(cmd, "job", c.completeJobs)
+	c.completeFlag(cmd, "worker", c.completeWorkers)
+	c.completeFlag(cmd, "root", c.completeRuns)
+	c.completeFlag(cmd, "task", c.completeTasks(&f.root))
 	return cmd
 }
 
@@ -58,6 +65,19 @@ func (f *runListFlags) filter(c *cli) (client.RunFilter, error) {
 		q.States = append(q.States, s)
 	}
 	var err error
+	if q.Task = f.task; f.task != "" && f.root == "" {
+		return q, usageErrorf("--task goes with --root; name the run whose task it is")
+	}
+	if f.root != "" {
+		if q.RootID, err = runID(f.root); err != nil {
+			return q, err
+		}
+	}
+	if f.task != "" {
+		if err := job.CheckName("--task", f.task); err != nil {
+			return q, err
+		}
+	}
 	if q.Labels, err = parseLabels("label", f.labels); err != nil {
 		return q, err
 	}
@@ -102,12 +122,24 @@ func (c *cli) printRuns(runs []*job.Run) error {
 }
 
 func (c *cli) runTable(b *strings.Builder, color bool, runs []*job.Run) {
-	t := newTable("ID", "JOB", "STATE", "REASON", "TRIGGER", "ATTEMPT", "WORKER", "CREATED", "TOOK")
+	what, name := "JOB", func(r *job.Run) string { return r.Job }
+	if len(runs) > 0 && !runs[0].IsRoot() { // then none is
+		what, name = "TASK", taskName
+	}
+	t := newTable("ID", what, "STATE", "REASON", "TRIGGER", "ATTEMPT", "WORKER", "CREATED", "TOOK")
 	for _, r := range runs {
-		t.add(r.ID.String(), r.Job, stateCell(r.State), reasonWord(r.Reason), r.Trigger.String(), attemptWord(r), r.Worker,
+		t.add(r.ID.String(), name(r), stateCell(r.State), reasonWord(r.Reason), r.Trigger.String(), attemptWord(r), r.Worker,
 			c.relative(r.CreatedAt), c.runTook(r))
 	}
 	t.write(b, color)
+}
+
+// taskName is the name of a task run's task, and which item of its list it is for.
+func taskName(r *job.Run) string {
+	if r.Item == 0 {
+		return r.Task
+	}
+	return r.Task + "[" + strconv.FormatUint(uint64(r.Item), 10) + "]"
 }
 
 func attemptWord(r *job.Run) string {
@@ -134,12 +166,18 @@ func runID(s string) (job.RunID, error) {
 	return id, nil
 }
 
-// ofRun is a command about one run.
+// ofRun is a command about one run, or with --task about the run of one of its tasks.
 func (c *cli) ofRun(use, short string, do func(ctx context.Context, k *client.Client, id job.RunID) error) *cobra.Command {
-	return &cobra.Command{
-		Use: use + " ID", Short: short, Args: takes("ID"), ValidArgsFunction: c.completeRuns,
+	var root, task string
+	var item uint32
+	cmd := &cobra.Command{
+		Use: use + " ID [flags]", Short: short, Args: takes("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := runID(args[0])
+			if err != nil {
+				return err
+			}
+			of, err := taskRunID(id, task, item)
 			if err != nil {
 				return err
 			}
@@ -147,18 +185,81 @@ func (c *cli) ofRun(use, short string, do func(ctx context.Context, k *client.Cl
 			if err != nil {
 				return err
 			}
-			return do(ctx, k, id)
+			if err = do(ctx, k, of); job.CodeOf(err) == job.NotFound && task != "" {
+				return job.Errorf(job.NotFound, "no_task_run", "the run %s has no run of the task %s (yet); see muster run show %s", id, task, id)
+			}
+			return err
 		},
 	}
+	cmd.ValidArgsFunction = c.completeRuns
+	cmd.Flags().StringVar(&task, "task", "", "of its task `NAME`, instead of the whole run")
+	cmd.Flags().Uint32Var(&item, "item", 0, "with --task: of the item `N` of the task's list; the first is 1")
+	ofOneCall(cmd.Flags(), "task", "item")
+	c.completeFlag(cmd, "task", func(cmd *cobra.Command, args []string, start string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if root = ""; len(args) > 0 {
+			root = args[0]
+		}
+		return c.completeTasks(&root)(cmd, args, start)
+	})
+	return cmd
 }
 
+// taskRunID is the id of the run of a task, or of an item of its list, and that of the run itself for no task.
+func taskRunID(root job.RunID, task string, item uint32) (job.RunID, error) {
+	switch {
+	case task == "" && item == 0:
+		return root, nil
+	case task == "":
+		return root, usageErrorf("--item goes with --task; name the task whose item it is")
+	}
+	return job.TaskRunID(root, task, item), job.CheckName("--task", task)
+}
+
+const runShowHelp = `Show a run. Of a run of a job with tasks, how each of them stands: a tree in which
+every task stands once, under the last of those it comes after.
+
+What a task wrote, why it is where it is, and its own run with its result:
+
+    muster run logs ID --task load
+    muster run explain ID --task load
+    muster run show ID --task resize --item 3
+    muster run list --root ID                  the ids of all its runs`
+
 func (c *cli) runShowCommand() *cobra.Command {
-	return c.ofRun("show", "Show a run", func(ctx context.Context, k *client.Client, id job.RunID) error {
-		r, err := k.Run(ctx, id)
+	var chart bool
+	cmd := c.ofRun("show", "Show a run", func(ctx context.Context, k *client.Client, id job.RunID) error {
+		r, err := k.RunWithTasks(ctx, id)
 		if err != nil {
 			return err
 		}
-		return c.printRun(r)
+		return c.printRunWithTasks(r, chart)
+	})
+	cmd.Long = runShowHelp
+	cmd.Flags().BoolVar(&chart, "gantt", false, "a chart of when its tasks were queued and ran")
+	ofOneCall(cmd.Flags(), "gantt")
+	return cmd
+}
+
+func (c *cli) printRunWithTasks(r *client.RunWithTasks, chart bool) error {
+	return c.print(answer{
+		value: r,
+		names: func() []string { return []string{r.ID.String()} },
+		table: func(b *strings.Builder, color bool) {
+			if chart {
+				gantt(b, color, r, job.At(c.now()), c.columns())
+				return
+			}
+			s := c.runSheet(&r.Run)
+			if len(r.Tasks) == 0 {
+				s.write(b, color)
+				return
+			}
+			s.add("Tasks", taskCounts(r.Tasks))
+			s.add("Reused", when(reusedCount(r.Tasks) > 0, "%s", count(reusedCount(r.Tasks), "task")))
+			s.write(b, color)
+			b.WriteByte('\n')
+			taskTree(b, color, r, job.At(c.now()))
+		},
 	})
 }
 
@@ -176,9 +277,15 @@ func (c *cli) runSheet(r *job.Run) *sheet {
 	if s.add("Namespace", r.Namespace); r.Job != "" {
 		s.add("Job", fmt.Sprintf("%s, version %d", r.Job, r.JobVersion))
 	}
-	s.add("Task", r.Task)
+	s.add("Task", taskName(r))
 	if !r.IsRoot() {
 		s.add("Of the run", r.RootID.String())
+	}
+	if !r.ParentID.IsZero() {
+		s.add("For the task", r.ParentID.String())
+	}
+	for _, up := range r.Upstreams {
+		s.add("After", up.Job+": "+up.RunID.String()+when(up.Coalesced > 0, " (and %d before it)", up.Coalesced))
 	}
 	s.add("State", stateCell(r.State))
 	s.add("Reason", reasonWord(r.Reason))
@@ -192,6 +299,9 @@ func (c *cli) runSheet(r *job.Run) *sheet {
 	s.add("Trigger", r.Trigger.String())
 	if !r.RetryOf.IsZero() {
 		s.add("Retry of", r.RetryOf.String())
+	}
+	if !r.ReusedFrom.IsZero() {
+		s.add("Reused from", r.ReusedFrom.String())
 	}
 	s.add("Backfill", r.BackfillID)
 	s.add("Priority", strconv.Itoa(int(r.Priority)))
@@ -217,8 +327,18 @@ func (c *cli) runSheet(r *job.Run) *sheet {
 }
 
 func (c *cli) runExplainCommand() *cobra.Command {
-	return c.ofRun("explain", "Say why a run is where it is", func(ctx context.Context, k *client.Client, id job.RunID) error {
-		e, err := k.Explain(ctx, id)
+	var cmd *cobra.Command
+	cmd = c.ofRun("explain", "Say why a run is where it is", func(ctx context.Context, k *client.Client, id job.RunID) error {
+		explain := func() (*client.Explanation, error) { return k.Explain(ctx, id) }
+		// A task can be explained before it has a run.
+		if task := cmd.Flag("task").Value.String(); task != "" && !cmd.Flag("item").Changed {
+			root, err := runID(cmd.Flags().Arg(0))
+			if err != nil {
+				return err
+			}
+			explain = func() (*client.Explanation, error) { return k.ExplainTask(ctx, root, task) }
+		}
+		e, err := explain()
 		if err != nil {
 			return err
 		}
@@ -237,6 +357,7 @@ func (c *cli) runExplainCommand() *cobra.Command {
 			},
 		})
 	})
+	return cmd
 }
 
 func (c *cli) runAttemptsCommand() *cobra.Command {
@@ -310,13 +431,27 @@ func (c *cli) runCancelCommand() *cobra.Command {
 		func(ctx context.Context, k *client.Client, id job.RunID) (*job.Run, error) { return k.Cancel(ctx, id) })
 }
 
+const retryHelp = `Make a new run of one that has ended: the same version of its job, with the same
+payload. Of a job with tasks only those run again that did not succeed, and those
+that come after them; the others' results are taken over. --all runs all of them.
+Asking twice retries once.`
+
 func (c *cli) runRetryCommand() *cobra.Command {
-	return c.eachRun("retry", "Run runs that have ended again",
-		"Make a new run of one that has ended: the same version of its job, with the same payload. Asking twice retries once.",
+	var all bool
+	cmd := c.eachRun("retry", "Run runs that have ended again", retryHelp,
 		func(r *job.Run) string {
 			return "run " + r.ID.String() + " is the retry of " + r.RetryOf.String() + "; it is " + r.State.String()
 		},
-		func(ctx context.Context, k *client.Client, id job.RunID) (*job.Run, error) { return k.Retry(ctx, id) })
+		func(ctx context.Context, k *client.Client, id job.RunID) (*job.Run, error) {
+			if all {
+				return k.RetryScoped(ctx, id, client.RetryAll)
+			}
+			return k.Retry(ctx, id)
+		})
+	cmd.Use = "retry ID... [flags]"
+	cmd.Flags().BoolVar(&all, "all", false, "of a job with tasks, those that succeeded too")
+	ofOneCall(cmd.Flags(), "all")
+	return cmd
 }
 
 // compactJSON writes a result on one line.

@@ -8,6 +8,7 @@ import (
 type table struct {
 	heads []string
 	rows  [][]cell
+	most  int // columns by which the first column is aligned at most, or 0; what is longer pushes the rest of its row
 }
 
 type cell struct {
@@ -44,9 +45,12 @@ func (t *table) write(b *strings.Builder, colors bool) {
 			widths[i] = max(widths[i], columnsOf(c.text))
 		}
 	}
+	if t.most > 0 && len(widths) > 0 {
+		widths[0] = min(widths[0], t.most)
+	}
 	line := func(row []cell) {
 		for i, c := range row {
-			pad := widths[i] - columnsOf(c.text)
+			pad := max(0, widths[i]-columnsOf(c.text))
 			if colors && c.color != "" {
 				b.WriteString("\x1b[" + c.color + "m" + c.text + "\x1b[0m")
 			} else {

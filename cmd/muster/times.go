@@ -66,11 +66,15 @@ func two(d, large time.Duration, l string, small time.Duration, s string) string
 
 // took is how long an attempt has taken, until now if it is not over.
 func (c *cli) took(from, to job.Instant) string {
+	return tookUntil(from, to, job.At(c.now()))
+}
+
+func tookUntil(from, to, now job.Instant) string {
 	if from == 0 {
 		return ""
 	}
 	if to == 0 {
-		to = job.At(c.now())
+		to = now
 	}
 	return span(max(0, to.Sub(from)))
 }

@@ -39,7 +39,7 @@ var arrows = map[string][]string{
 	"internal/housetest":   {},
 	"internal/systemtest":  {everyone},
 	"examples":             {"client", "worker"},
-	"cmd/muster":           {"job", "job/timetable", "client", "internal"},
+	"cmd/muster":           {"job", "job/timetable", "job/dag", "client", "internal"},
 }
 
 // testOnly packages may be imported by tests and by each other alone.
