@@ -153,6 +153,12 @@ func (p *proxy) serve() {
 	}
 }
 
+// nameOf is how a statement is asked for that the driver prepared, which the preparing itself lacks.
+func nameOf(sql string) string {
+	digest := sha256.Sum256([]byte(sql))
+	return "stmt_" + hex.EncodeToString(digest[:24]) + "\x00\x00\x01"
+}
+
 // A connection that breaks when a transaction may have committed is answered as unknown, and the same call again makes it
 // done once, whether it was or not.
 func TestUnknownCommits(t *testing.T) {
@@ -164,9 +170,7 @@ func TestUnknownCommits(t *testing.T) {
 	j := s.mustPut(t, document("a"))
 	c := connect(t, direct)
 
-	// COMMIT as it is sent: under the name that the driver prepared it by.
-	digest := sha256.Sum256([]byte(commitSQL))
-	commit := "stmt_" + hex.EncodeToString(digest[:24]) + "\x00\x00\x01" // without arguments, which the preparing lacks
+	commit := nameOf(commitSQL)
 
 	for when := range moments {
 		for _, kind := range []string{"copy", "keyed", "known", "move", "retry", "tick", "cancel"} {
@@ -260,4 +264,113 @@ func TestUnknownCommits(t *testing.T) {
 	if n := ask[int](t, c, "SELECT count(*) FROM muster.keys k LEFT JOIN muster.runs r ON r.id = k.run_id WHERE r.id IS NULL"); n != 0 {
 		t.Errorf("%d keys have no run", n)
 	}
+}
+
+// The same of what grows from runs and jobs that depend on each other: births by the leader, ends that satisfy edges, and
+// births of satisfied edges, cut at each step: whatever was answered, repeated it is done once.
+func TestUnknownGraphs(t *testing.T) {
+	t.Parallel()
+	direct := database(t)
+	address, p := through(t, with(t, direct, "sslmode", "disable"))
+	s := openAt(t, address)
+	raise(t, s, 1)
+	a := s.mustPut(t, document("a"))
+	b := s.mustPut(t, document("b", "a"))
+	s.mustFire(t)
+	c := connect(t, direct)
+	for when := range moments {
+		for _, kind := range []string{"release", "release, some there", "end", "end, slowly", "fire: look", "fire: lock", "fire: birth", "fire: clear"} {
+			t.Run(fmt.Sprintf("%s %d", kind, when), func(t *testing.T) {
+				waitReady(t, s)
+				text := nameOf(commitSQL)
+				r, other := aRun(nowMs(), ofThe(a)), aRun(nowMs(), ofThe(a))
+				var do func() error
+				check := func() {}
+				switch kind {
+				case "release", "release, some there":
+					if kind == "release" {
+						text = "COPY muster.runs"
+					} else if _, err := s.Release(t.Context(), 1, []*job.Run{copyOf(other)}); err != nil {
+						t.Fatal(err)
+					}
+					do = func() error {
+						receipts, err := s.Release(t.Context(), 1, []*job.Run{copyOf(r), copyOf(other)})
+						for _, receipt := range receipts {
+							if err == nil && (receipt.Err != nil || receipt.Run == nil) {
+								t.Errorf("receipts: %+v", receipts)
+							}
+						}
+						return err
+					}
+					check = func() {
+						if n := ask[int](t, c, "SELECT count(*) FROM muster.runs WHERE id IN ($1, $2)", r.ID[:], other.ID[:]); n != 2 {
+							t.Errorf("%d runs", n)
+						}
+					}
+				default:
+					submit(t, s, copyOf(r))
+					do = func() error {
+						_, err := s.Move(t.Context(), 1, []job.Move{endOf(r, job.Succeeded, kind == "end")})
+						return err
+					}
+					if kind == "end" || kind == "end, slowly" {
+						check = func() {
+							e := s.upstreams(t, "b")[0]
+							if e.SatisfiedBy != r.ID || e.Coalesced != 0 {
+								t.Errorf("the edge: %+v", e)
+							}
+							s.mustFire(t)
+						}
+						break
+					}
+					if err := do(); err != nil {
+						t.Fatal(err)
+					}
+					text = nameOf(map[string]string{"fire: look": commitSQL, "fire: lock": fireSQL["lock_edges"], "fire: birth": insertSQL, "fire: clear": fireSQL["write_edges"]}[kind])
+					do = func() error { _, err := s.Fire(t.Context(), 1, nil, nowMs(), 10); return err }
+					check = func() {
+						if e := s.upstreams(t, "b")[0]; !e.SatisfiedBy.IsZero() {
+							t.Errorf("the edge: %+v", e)
+						}
+						if n := ask[int](t, c, "SELECT count(*) FROM muster.runs WHERE job = 'b' AND upstreams LIKE '%' || $1 || '%'", r.ID.String()); n != 1 {
+							t.Errorf("%d births", n)
+						}
+					}
+				}
+				p.cut(text, when)
+				first := do()
+				if !p.disarm() {
+					t.Fatalf("nothing was cut: %v", first)
+				}
+				if got := job.CodeOf(first); got != job.Unknown && got != job.Unavailable {
+					t.Fatalf("cut: %v", first)
+				}
+				deadline := time.Now().Add(20 * time.Second)
+				for err := do(); err != nil; err = do() {
+					if code := job.CodeOf(err); code != job.Unavailable && code != job.Unknown || time.Now().After(deadline) {
+						t.Fatalf("again: %v", err)
+					}
+					time.Sleep(5 * time.Millisecond)
+				}
+				check()
+				var live []job.Move
+				for _, r := range all(t, s, b.ID) {
+					live = append(live, endOf(r, job.Succeeded, true))
+				}
+				if _, err := s.Move(t.Context(), 1, live); err != nil {
+					t.Fatal(err)
+				}
+			})
+		}
+	}
+}
+
+// all are the live runs of a job.
+func all(t *testing.T, s *Store, id job.JobID) []*job.Run {
+	t.Helper()
+	runs, err := s.LiveOfJob(t.Context(), id, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return runs
 }

@@ -471,6 +471,9 @@ func TestEdgesUnderLoad(t *testing.T) {
 		}
 	}
 	t.Logf("%d births, %d edits", births, edits.Load())
+	if n := ask[int](t, connect(t, url), "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"); n != 0 {
+		t.Errorf("%d deadlocks", n)
+	}
 	if births < 20 || edits.Load() < 20 {
 		t.Error("too little happened")
 	}
