@@ -332,7 +332,8 @@ func FuzzCursor(f *testing.F) {
 
 // FuzzRunBody: whatever the body, the answer is the run or a problem, and a refusal writes nothing.
 func FuzzRunBody(f *testing.F) {
-	for _, s := range []string{oneRun, `{"spec":{"exec":{"command":["x"]}},"run_at":"2026-03-10T13:00:00Z"}`, `{"id":"x"}`, `[`, `{"job":null}`, "\x00", `{"labels":{"":""}}`} {
+	for _, s := range []string{oneRun, `{"spec":{"exec":{"command":["x"]}},"run_at":"2026-03-10T13:00:00Z"}`, `{"id":"x"}`, `[`, `{"job":null}`, "\x00", `{"labels":{"":""}}`,
+		`{"spec":{"tasks":[{"name":"a","exec":{"command":["x"],"env":{"E":"${{ run.payload.x }}"}}},{"name":"b","depends_on":["a"],"when":"tasks.a.result > 1","for_each":"[1]","run_job":{"job":"j"}}],"result":"tasks.b.result"}}`} {
 		f.Add([]byte(s), false)
 		f.Add([]byte(`{"runs":[`+s+`]}`), true)
 	}
