@@ -36,7 +36,7 @@ func (c *cli) apply(ctx context.Context, f fileFlags, dry bool) error {
 	if err != nil {
 		return err
 	}
-	return c.applySources(ctx, sources, dry)
+	return c.applySources(ctx, upstreamsFirst(sources), dry)
 }
 
 // applyImported applies what came from a crontab.

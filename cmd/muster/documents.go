@@ -72,7 +72,66 @@ func (c *cli) documents(f fileFlags) ([]source, error) {
 			out = append(out, s)
 		}
 	}
+	checkCycles(out)
 	return out, nil
+}
+
+// checkCycles refuses documents that depend on each other in a circle. What the jobs of the cluster make of it besides, a
+// node sees.
+func checkCycles(sources []source) {
+	edges := map[string][]job.Edge{}
+	for i := range sources {
+		if sources[i].err == nil {
+			edges[sources[i].label()] = sources[i].doc.DependsOn
+		}
+	}
+	for i := range sources {
+		s := &sources[i]
+		if s.err != nil || len(s.doc.DependsOn) == 0 {
+			continue
+		}
+		cycle := job.FindCycle(s.doc.Name, s.doc.DependsOn, func(name string) (up []string) {
+			for _, e := range edges[s.doc.Namespace+"/"+name] {
+				up = append(up, e.Job)
+			}
+			return up
+		})
+		if cycle != nil {
+			s.err = job.Cyclic(cycle)
+		}
+	}
+}
+
+// upstreamsFirst orders documents so that each comes after those of the jobs that it depends on, and otherwise as they are:
+// a job is refused as long as one that it depends on is not there.
+func upstreamsFirst(sources []source) []source {
+	index := map[string]int{}
+	for i := range sources {
+		if sources[i].err == nil {
+			index[sources[i].label()] = i
+		}
+	}
+	placed := make([]bool, len(sources))
+	out := make([]source, 0, len(sources))
+	var place func(i int)
+	place = func(i int) {
+		if placed[i] {
+			return
+		}
+		placed[i] = true
+		if s := &sources[i]; s.err == nil {
+			for _, e := range s.doc.DependsOn {
+				if up, ok := index[s.doc.Namespace+"/"+e.Job]; ok {
+					place(up)
+				}
+			}
+		}
+		out = append(out, sources[i])
+	}
+	for i := range sources {
+		place(i)
+	}
+	return out
 }
 
 // graphsOpen says whether jobs with tasks, or with dependencies on other jobs, are taken. Until they are they are checked by

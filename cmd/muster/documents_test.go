@@ -58,6 +58,34 @@ func TestValidate(t *testing.T) {
 	}
 }
 
+func TestDocumentsThatDependOnEachOther(t *testing.T) {
+	t.Parallel()
+	w := world{now: noon}
+	w.stdin = "name: a\ndepends_on: [b]\nexec: {command: [x]}\n---\nname: b\ndepends_on: [c]\nexec: {command: [x]}\n---\nname: c\ndepends_on: [a]\nexec: {command: [x]}\n" +
+		"---\nname: d\ndepends_on: [a]\nexec: {command: [x]}\n---\nname: a\nnamespace: other\ndepends_on: [b]\nexec: {command: [x]}\n"
+	r := w.muster(t, "validate", "-f", "-")
+	if r.code == exitOK || !strings.Contains(r.out, "a -> b -> c -> a; remove one") || !strings.Contains(r.out, "default/d valid") || !strings.Contains(r.out, "other/a valid") {
+		t.Errorf("in a circle: %+v", r)
+	}
+	edge := func(name string, on ...string) source {
+		d := &job.Document{Name: name, Namespace: "default"}
+		for _, up := range on {
+			d.DependsOn = append(d.DependsOn, job.Edge{Job: up})
+		}
+		return source{doc: d}
+	}
+	var order []string
+	for _, s := range upstreamsFirst([]source{edge("mail", "report", "load"), {file: "broken", err: os.ErrInvalid}, edge("report", "load", "elsewhere"), edge("load"), edge("alone")}) {
+		order = append(order, s.file)
+		if s.doc != nil {
+			order[len(order)-1] = s.doc.Name
+		}
+	}
+	if got := strings.Join(order, " "); got != "load report mail broken alone" {
+		t.Errorf("applied in the order %s", got)
+	}
+}
+
 func TestImportCrontab(t *testing.T) {
 	t.Parallel()
 	w := world{now: noon, env: []string{"TZ=Europe/Berlin"}}

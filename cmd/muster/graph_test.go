@@ -284,8 +284,8 @@ func graphNode(t *testing.T) (w world, asked *lockedBuffer) {
 		"load": "name: load\ndepends_on: [fetch]\nexec: {command: [x]}\n", "fetch": "name: fetch\nexec: {command: [x]}\n", "mail": "name: mail\ndepends_on: [{job: etl, on: failure}]\nexec: {command: [x]}\n"}
 	answers := map[string]any{}
 	var edges []job.Dependency
-	for name, text := range documents {
-		d, err := job.ParseDocument([]byte(text))
+	for _, name := range sortedKeys(documents) {
+		d, err := job.ParseDocument([]byte(documents[name]))
 		if err != nil {
 			t.Fatal(err)
 		}
