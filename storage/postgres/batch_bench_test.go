@@ -169,6 +169,84 @@ func BenchmarkSubmit(b *testing.B) {
 	}
 }
 
+// BenchmarkRelease is births of task runs by the leader, beside BenchmarkSubmit: of a job's.
+func BenchmarkRelease(b *testing.B) {
+	for _, size := range []int{1000, 10, 1} {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			s := benchStore(b)
+			calls := ahead(b, b.N, func() []*job.Run {
+				root := randomID(nowMs())
+				return benchRuns(size, func(r *job.Run) {
+					ofAJob(r)
+					r.Trigger, r.RootID, r.Task, r.Item = job.ByParent, root, "task-1", 1
+				})
+			})
+			b.ResetTimer()
+			count, report := perRun(b, s)
+			for _, runs := range calls {
+				receipts, err := s.Release(context.Background(), 1, runs)
+				if err != nil || receipts[0].Err != nil {
+					b.Fatal(err, receipts)
+				}
+				count(size)
+			}
+			report()
+		})
+	}
+}
+
+// BenchmarkFire is a job that runs after each run of another: the end of one, the birth of the other, and its end.
+func BenchmarkFire(b *testing.B) {
+	s := benchStore(b)
+	put := func(name string, upstreams ...string) *job.Job {
+		j, err := s.PutJob(b.Context(), job.PutJob{ID: job.JobID(randomID(nowMs())), Spec: document(name, upstreams...), At: nowMs()})
+		if err != nil {
+			b.Fatal(err)
+		}
+		return j
+	}
+	const size = 500
+	var runs []*job.Run
+	for i := range size {
+		up := put(fmt.Sprint("up-", i))
+		put(fmt.Sprint("down-", i), up.Name)
+		runs = append(runs, aRun(nowMs(), ofThe(up)))
+	}
+	end := func(runs []*job.Run) (due []job.JobID) {
+		moves := make([]job.Move, len(runs))
+		for i, r := range runs {
+			moves[i] = endOf(r, job.Succeeded, true)
+		}
+		moved, err := s.Move(context.Background(), 1, moves)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, m := range moved {
+			due = append(due, m.Due...)
+		}
+		return due
+	}
+	b.ResetTimer()
+	count, report := perRun(b, s)
+	for range b.N {
+		b.StopTimer()
+		for _, r := range runs {
+			r.ID = randomID(nowMs())
+		}
+		if _, err := s.Submit(context.Background(), runs); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		born, err := s.Fire(context.Background(), 1, end(runs), nowMs(), 10*size)
+		if err != nil || len(born) != size {
+			b.Fatal(len(born), err)
+		}
+		end(born)
+		count(size)
+	}
+	report()
+}
+
 func BenchmarkLoad(b *testing.B) {
 	s := benchStore(b)
 	ids := benchStored(b, s, 20, 1000, nil)

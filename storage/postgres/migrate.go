@@ -153,7 +153,11 @@ func schemaVersion(ctx context.Context, c *pgx.Conn) (version int64, err error) 
 }
 
 // migrate applies what is missing.
-func migrate(ctx context.Context, cfg *pgx.ConnConfig) (done []Migration, err error) {
+func migrate(ctx context.Context, cfg *pgx.ConnConfig) ([]Migration, error) {
+	return migrateTo(ctx, cfg, newest())
+}
+
+func migrateTo(ctx context.Context, cfg *pgx.ConnConfig, version int64) (done []Migration, err error) {
 	locker, err := lock.NewPostgresSessionLocker(lock.WithLockID(migrationLock), lock.WithLockTimeout(1, 600), lock.WithUnlockTimeout(1, 5))
 	if err != nil {
 		return nil, err
@@ -168,7 +172,7 @@ func migrate(ctx context.Context, cfg *pgx.ConnConfig) (done []Migration, err er
 	if err != nil {
 		return nil, err
 	}
-	results, err := provider.Up(ctx)
+	results, err := provider.UpTo(ctx, version)
 	for _, r := range results {
 		name := strings.TrimSuffix(path.Base(r.Source.Path), ".sql")
 		_, name, _ = strings.Cut(name, "_")

@@ -8,6 +8,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/musterhq/muster/internal/servers"
 	"github.com/musterhq/muster/job"
@@ -160,6 +163,45 @@ func TestMigrateByHand(t *testing.T) {
 		t.Fatal(err)
 	}
 	contains(t, "the refusal of an old schema", refused(t, url, byHand).Message, "`muster migrate up`")
+}
+
+// A database of the release before: a node does not run on it as it is, and what is in it is the same afterwards. Its runs
+// have none of the new fields, and an edge that it has is judged as a new one.
+func TestMigrateWithData(t *testing.T) {
+	t.Parallel()
+	url := servers.SharedPostgres(t).Database(t)
+	cfg, err := parseURL(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := migrateTo(t.Context(), cfg.ConnConfig, 1); err != nil {
+		t.Fatal(err)
+	}
+	c := connect(t, url)
+	at := nowMs()
+	up, down, r := job.JobID(randomID(at)), job.JobID(randomID(at)), aRun(at)
+	for _, sql := range []string{
+		fmt.Sprintf("INSERT INTO muster.jobs (id, namespace, name, version, created_at, updated_at) VALUES ('%s', 'default', 'up', 1, now(), now()), ('%s', 'default', 'down', 1, now(), now())", up, down),
+		fmt.Sprintf(`INSERT INTO muster.job_versions (job_id, version, from_at, created_at, document) SELECT id, 1, now(), now(), '{"name": "' || name || '", "namespace": "default", "exec": {"command": ["x"]}}' FROM muster.jobs`),
+		fmt.Sprintf("INSERT INTO muster.job_dependencies (job_id, upstream_id, on_end) VALUES ('%s', '%s', 1)", down, up),
+		fmt.Sprintf(`INSERT INTO muster.runs (id, namespace, job_id, job, job_version, trigger, state, priority, created_at, finished_at, payload, lane_hash, lane_order)
+			VALUES ('%s', 'default', '%s', 'up', 1, 1, 6, 5, '%s', '%[3]s', '{"a": 1}', 0, 0)`, r.ID, up, at.Time().Format(time.RFC3339Nano)),
+	} {
+		if _, err := c.Exec(t.Context(), sql); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	contains(t, "the refusal", refused(t, url, func(c *Config) { c.Migrate = false }).Message, "version 1", "needs 2", "`muster migrate up`")
+	s := raised(t, url)
+	got := load(t, s, r.ID)[0]
+	want := &job.Run{ID: r.ID, Namespace: "default", JobID: up, Job: "up", JobVersion: 1, Trigger: job.ByAPI, State: job.Succeeded, Priority: 5,
+		CreatedAt: at, FinishedAt: at, Payload: []byte(`{"a": 1}`), Home: job.HomePostgres}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	if born := s.mustFire(t); len(born) != 1 || born[0].JobID != down || born[0].Upstreams[0].RunID != r.ID {
+		t.Errorf("born: %v", born)
+	}
 }
 
 // A role that may not make schemas uses the one that an administrator made.

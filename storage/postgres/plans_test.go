@@ -190,6 +190,7 @@ func TestLarge(t *testing.T) {
 	t.Run("plans", p.testPlans)
 	t.Run("listings are bounded", p.testListings)
 	t.Run("usage", p.testUsage)
+	t.Run("edges", p.testEdges)
 }
 
 // The queries that a busy cluster makes all the time use the index made for them, look at about as many rows as they
@@ -322,5 +323,95 @@ func (p *planned) testUsage(t *testing.T) {
 	}
 	if u.LiveRuns != len(p.live) || u.Runs < 90_000 || u.Runs > 110_000 || u.Ticks != 0 || u.Bytes < 10<<20 || u.HistoryBytes > u.Bytes {
 		t.Errorf("usage is %+v; %d runs are live", u, len(p.live))
+	}
+}
+
+// With 100,000 jobs, as many edges, half of which are satisfied, and none that gives birth: what is asked after each end, and
+// again and again, are probes of indexes, as many as there are ends and jobs that may be due.
+func (p *planned) testEdges(t *testing.T) {
+	for _, sql := range []string{
+		plansSQL,
+		`INSERT INTO muster.jobs (id, namespace, name, version, created_at, updated_at)
+			SELECT gen_random_uuid(), 'default', k || n, 1, now(), now() FROM generate_series(1, 50000) n, unnest('{up-,down-}'::text[]) k`,
+		`INSERT INTO muster.job_versions SELECT id, 1, now(), now(), '{"name": "' || name || '", "namespace": "default", "exec": {"command": ["x"]}}' FROM muster.jobs WHERE name LIKE 'down-%'`,
+		`INSERT INTO muster.job_dependencies (job_id, upstream_id, on_end, fresh, satisfied_by, satisfied_at)
+			SELECT d.id, u.id, 1, false, CASE WHEN k = 0 THEN d.id END, CASE WHEN k = 0 THEN now() END
+			FROM generate_series(1, 50000) n, generate_series(0, 1) k, muster.jobs d, muster.jobs u
+			WHERE d.namespace = 'default' AND d.name = 'down-' || n AND u.namespace = 'default' AND u.name = 'up-' || (n - 1 + k) % 50000 + 1`,
+		"ANALYZE muster.jobs", "ANALYZE muster.job_dependencies", "ANALYZE muster.job_versions",
+	} {
+		if _, err := p.c.Exec(t.Context(), sql); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	root := aRun(p.now)
+	var tasks []*job.Run
+	for i := range 2000 {
+		tasks = append(tasks, aRun(p.now, func(r *job.Run) { r.RootID, r.Task = root.ID, fmt.Sprint("task-", i%20) }))
+	}
+	insert(t, p.c, append(tasks, root)...)
+	if _, err := p.c.Exec(t.Context(), "ANALYZE muster.runs"); err != nil {
+		t.Fatal(err)
+	}
+	id := func(name string) [16]byte {
+		return ask[[16]byte](t, p.c, "SELECT id FROM muster.jobs WHERE namespace = 'default' AND name = $1", name)
+	}
+	var ends, downs [][16]byte
+	for i := range 50 {
+		ends, downs = append(ends, id(fmt.Sprint("up-", 1000+i))), append(downs, id(fmt.Sprint("down-", 1000+i)))
+	}
+	ofTask, ofTaskArgs := func() (string, []any) {
+		l, err := newListing(t.Context(), p.c, &storage.RunQuery{RootID: root.ID, Task: "task-3", Limit: 100})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return listSQL[l.kind], l.candidates(l.from, 101)
+	}()
+	some := func(n int, v int64) []int64 { return slices.Repeat([]int64{v}, n) }
+	nothing := make([]byte, 16)
+	for _, c := range []struct {
+		name  string
+		query string
+		args  []any
+		rows  float64
+	}{
+		{"end", movesSQL["satisfy"], []any{ends, ends, some(50, 6), slices.Repeat([]string{"2026-01-01"}, 50), some(50, 1)}, 550},
+		{"may be due, all", fireSQL["may_be_due"], []any{nothing, 2000}, 160_000},
+		{"may be due", fireSQL["may_be_due_of"], []any{downs}, 350},
+		{"lock", fireSQL["lock_edges"], []any{downs}, 350},
+		{"jobs due", fireSQL["jobs_due"], []any{downs}, 100},
+		{"judge", fireSQL["judge"], []any{downs, ends}, 250},
+		{"documents", fireSQL["documents"], []any{downs, some(50, 1)}, 100},
+		{"dependencies", definitionSQL["dependencies"], []any{"default", "down-77"}, 50},
+		{"list of task", ofTask, ofTaskArgs, 2100},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			plan := p.explain(t, true, c.query, c.args)
+			rows := 0.0
+			plan.walk(func(n *node) {
+				if n.Loops == 0 || n.Relation == "" {
+					return
+				}
+				if n.Type == "Seq Scan" {
+					t.Errorf("a sequential scan of %s", n.Relation)
+				}
+				rows += (n.Rows + n.Removed) * n.Loops
+			})
+			if rows > c.rows {
+				t.Errorf("it looked at %g rows; %g are enough", rows, c.rows)
+			}
+			if t.Failed() || testing.Verbose() {
+				text, _ := json.MarshalIndent(plan, "", " ")
+				t.Logf("%g rows\n%s", rows, text)
+			}
+		})
+	}
+	for _, want := range []int{50, 0} { // what the end, explained above, made due
+		began := time.Now()
+		runs, err := p.s.Fire(t.Context(), 1, nil, p.now, 1000)
+		if err != nil || len(runs) != want {
+			t.Fatalf("%d are born, not %d: %v", len(runs), want, err)
+		}
+		t.Logf("%d are born: %s", want, time.Since(began))
 	}
 }
