@@ -74,9 +74,6 @@ func TestExamplesAreValid(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, d := range docs {
-				if err := d.Unsupported(); err != nil {
-					t.Errorf("%s: %v", d.Name, err)
-				}
 				if d.Schedule == nil {
 					continue
 				}
