@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/cost"
 	"cel.dev/cel-go/common/env"
 	"cel.dev/cel-go/common/overloads"
 	"cel.dev/cel-go/common/types"
@@ -79,6 +80,7 @@ var envs = sync.OnceValues(func() ([scopes]*cel.Env, error) {
 		cel.ParserRecursionLimit(maxNesting),
 		cel.ExpressionNodeLimit(maxNodes),
 		cel.RegexProgramSizeLimit(maxRegexp),
+		cel.CostSizingStrategy(cost.AggregateSizingStrategy(types.SizeCalculatorMaxDepth(maxDepth), types.SizeCalculatorMaxTraversal(maxValues))),
 		cel.Variable("run", cel.ObjectType(runType)),
 	)
 	if all[runScope], err = cel.NewCustomEnv(options...); err != nil {
