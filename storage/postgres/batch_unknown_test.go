@@ -285,7 +285,7 @@ func TestUnknownGraphs(t *testing.T) {
 				text := nameOf(commitSQL)
 				r, other := aRun(nowMs(), ofThe(a)), aRun(nowMs(), ofThe(a))
 				var do func() error
-				check := func() {}
+				var check func()
 				switch kind {
 				case "release", "release, some there":
 					if kind == "release" {

@@ -191,12 +191,13 @@ func writeJob(ctx context.Context, f *flight, j *job.Job, d *job.Document, docum
 		err = f.then(ctx, definitionSQL["create job"], nil, j.ID[:], []byte(j.Namespace), []byte(j.Name), instantArg(j.CreatedAt), labels)
 	} else {
 		err = f.then(ctx, definitionSQL["change job"], nil, j.ID[:], int8Arg(int64(j.Version)), instantArg(j.UpdatedAt), labels)
-		if err == nil {
-			err = f.then(ctx, definitionSQL["drop edges"], nil, edges...)
-		}
 	}
 	if err == nil {
 		err = f.then(ctx, definitionSQL["create version"], nil, j.ID[:], int8Arg(int64(j.Version)), instantArg(j.UpdatedAt), document)
+	}
+	// Edges come last, after what takes long to be sent.
+	if err == nil && !create {
+		err = f.then(ctx, definitionSQL["drop edges"], nil, edges...)
 	}
 	if err == nil && len(d.DependsOn) > 0 {
 		err = f.then(ctx, definitionSQL["create edges"], nil, edges...)

@@ -9,6 +9,10 @@
 // Births and cancel intents may be written by any node; whatever else changes a run begins with muster.fence in the same
 // transaction, which refuses an older epoch than the one that was raised (L1).
 //
+// Edges between jobs are moved by the leader alone: the statement that ends runs satisfies them, so that neither is without
+// the other, and Fire clears them with the birth. Who changes a job touches those alone that come or go, in its last round
+// trip. Whoever locks several does so in the order of their keys, and of runs and edges the runs first.
+//
 // A pooler between may hand a connection to somebody else only when it is closed (session pooling): sessions have
 // settings, prepared statements and locks of their own.
 //

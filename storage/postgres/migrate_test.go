@@ -182,7 +182,7 @@ func TestMigrateWithData(t *testing.T) {
 	up, down, r := job.JobID(randomID(at)), job.JobID(randomID(at)), aRun(at)
 	for _, sql := range []string{
 		fmt.Sprintf("INSERT INTO muster.jobs (id, namespace, name, version, created_at, updated_at) VALUES ('%s', 'default', 'up', 1, now(), now()), ('%s', 'default', 'down', 1, now(), now())", up, down),
-		fmt.Sprintf(`INSERT INTO muster.job_versions (job_id, version, from_at, created_at, document) SELECT id, 1, now(), now(), '{"name": "' || name || '", "namespace": "default", "exec": {"command": ["x"]}}' FROM muster.jobs`),
+		`INSERT INTO muster.job_versions (job_id, version, from_at, created_at, document) SELECT id, 1, now(), now(), '{"name": "' || name || '", "namespace": "default", "exec": {"command": ["x"]}}' FROM muster.jobs`,
 		fmt.Sprintf("INSERT INTO muster.job_dependencies (job_id, upstream_id, on_end) VALUES ('%s', '%s', 1)", down, up),
 		fmt.Sprintf(`INSERT INTO muster.runs (id, namespace, job_id, job, job_version, trigger, state, priority, created_at, finished_at, payload, lane_hash, lane_order)
 			VALUES ('%s', 'default', '%s', 'up', 1, 1, 6, 5, '%s', '%[3]s', '{"a": 1}', 0, 0)`, r.ID, up, at.Time().Format(time.RFC3339Nano)),
@@ -192,6 +192,20 @@ func TestMigrateWithData(t *testing.T) {
 		}
 	}
 	contains(t, "the refusal", refused(t, url, func(c *Config) { c.Migrate = false }).Message, "version 1", "needs 2", "`muster migrate up`")
+	// Whoever reads the tables for long, as a dump does, is not waited for by everybody: it is tried again.
+	dump, err := c.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dump.Exec(t.Context(), "SELECT count(*) FROM muster.runs"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Migrate(t.Context(), url)
+	code(t, "migrate beside a dump", err, job.Unavailable)
+	contains(t, "the reason", err.Error(), "lock timeout")
+	if err := dump.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	s := raised(t, url)
 	got := load(t, s, r.ID)[0]
 	want := &job.Run{ID: r.ID, Namespace: "default", JobID: up, Job: "up", JobVersion: 1, Trigger: job.ByAPI, State: job.Succeeded, Priority: 5,

@@ -181,7 +181,7 @@ func newAged(t *testing.T, change ...func(*Store)) *aged {
 	in(&a.stay, ended(a.now))
 	root := a.stay[0] // a live one, with a task run that has ended
 	in(&a.stay, ended(a.at.Add(time.Hour)), func(r *job.Run) { r.RootID, r.Task = root.ID, "t" })
-	kept := a.stay[5] // one that ended lately
+	kept := a.stay[6] // one that ended lately
 	in(&a.stay, ended(a.at.Add(time.Hour)), func(r *job.Run) { r.RootID, r.Task = kept.ID, "t" })
 	for range 300 {
 		in(&a.gone, ended(a.at.Add(time.Hour)))
