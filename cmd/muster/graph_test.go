@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -408,6 +409,42 @@ func TestGraphsAreRefused(t *testing.T) {
 		w.stdin = text
 		if r := w.muster(t, "validate", "-f", "-"); r.code != exitUsage || !strings.Contains(r.out, "cannot run jobs with "+field+" yet") {
 			t.Errorf("%+v", r)
+		}
+	}
+}
+
+// What docs/dags.md shows is taken as it stands.
+func TestDocumentedGraphs(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/dags.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var documents []string
+	within := false
+	for line := range strings.Lines(string(page)) {
+		text, indented := strings.CutPrefix(line, "    ")
+		switch {
+		case indented && strings.HasPrefix(text, "name: "):
+			documents = append(documents, text)
+			within = true
+		case indented && within:
+			documents[len(documents)-1] += text
+		default:
+			within = false
+		}
+	}
+	if len(documents) < 4 {
+		t.Errorf("%d documents; are they still indented by four?", len(documents))
+	}
+	w := world{now: noon, stdin: strings.Join(documents, "---\n")}
+	w.must(t, "validate", "-f", "-")
+	for _, line := range strings.Split(string(page), "\n") {
+		if args, ok := strings.CutPrefix(line, "    muster "); ok {
+			args, _, _ = strings.Cut(args, "#")
+			if r := w.muster(t, append(strings.Fields(args), "--help")...); r.code != exitOK {
+				t.Errorf("muster %s: %s", args, r.err)
+			}
 		}
 	}
 }
