@@ -322,7 +322,15 @@ func graphNode(t *testing.T) (w world, asked *lockedBuffer) {
 		Trigger: job.ByParent, Home: job.HomeQuorum, CreatedAt: at(0), Result: json.RawMessage(`{"n":1}`)}
 	answers["/v1/runs/"+item.ID.String()] = item
 	answers["/v1/runs"] = map[string]any{"items": []job.Run{item}}
+	ended := drawings()[7].run
+	ended.ID = taskID(42)
+	answers["/v1/runs/"+ended.ID.String()] = ended
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodDelete && r.URL.Path == "/v1/jobs/load" {
+			w.WriteHeader(http.StatusConflict)
+			fmt.Fprint(w, `{"code":"conflict","reason":"has_dependents","detail":"the job load is upstream of etl; remove it from their depends_on or delete them first"}`)
+			return
+		}
 		body := make([]byte, 256)
 		n, _ := r.Body.Read(body)
 		q := r.URL.Query()
@@ -350,7 +358,7 @@ func TestGraphCommands(t *testing.T) {
 	for _, line := range []string{
 		"run show " + id, "run show " + id + " --gantt", "run show " + id + " --task resize --item 3", "run show " + id + " --task nobody", "run explain " + id + " --task report",
 		"run list --root " + id + " --task resize", "job show etl", "job show fetch", "job graph etl", "job graph load -o mermaid", "job graph mail -o dot", "job graph nobody",
-		"run retry " + id, "run retry " + id + " --all",
+		"run retry " + id, "run retry " + id + " --all", "run logs -f " + taskID(42).String(), "job delete load", "run list --task a", "run show " + id + " --item 3",
 	} {
 		r := w.muster(t, strings.Fields(line)...)
 		fmt.Fprintf(&all, "$ muster %s\n%s", line, r.out)

@@ -305,7 +305,11 @@ func (c *cli) jobDeleteCommand() *cobra.Command {
 		if detach {
 			return k.DeleteJobDetached(ctx, name, 0)
 		}
-		return k.DeleteJob(ctx, name, 0)
+		err := k.DeleteJob(ctx, name, 0)
+		if e := job.AsError(err); err != nil && e.Reason == "has_dependents" {
+			return job.Errorf(e.Code, e.Reason, "%s; --detach takes it out of their depends_on", e.Message)
+		}
+		return err
 	})
 	cmd.Use, cmd.Long = "delete NAME... [flags]", jobDeleteHelp
 	cmd.Flags().BoolVar(&detach, "detach", false, "also those that other jobs depend on, which then do so no more")

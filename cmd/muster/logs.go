@@ -23,7 +23,8 @@ type followFlags struct {
 }
 
 const logsHelp = `Show what a run wrote: the output of its last attempt so far, or with --follow of
-all attempts, as it is written, until the run has ended.
+all attempts, as it is written, until the run has ended. A run with tasks writes nothing itself:
+--task names one of them, and --follow alone says how they end.
 
 On a terminal, escape sequences other than colours are left out, because output can
 come from anywhere; --raw shows it as it is. Into a file or a pipe it always goes
@@ -78,6 +79,13 @@ func (c *cli) output(ctx context.Context, k *client.Client, id job.RunID, f foll
 
 // follow shows output until the run has ended, and judges its end. The SDK continues a broken stream where it broke.
 func (c *cli) follow(ctx context.Context, k *client.Client, id job.RunID, f followFlags) error {
+	r, err := k.RunWithTasks(ctx, id)
+	switch {
+	case err != nil:
+		return c.left(ctx, id, err)
+	case len(r.Tasks) > 0:
+		return c.followTasks(ctx, k, r, f)
+	}
 	out := c.sink(f.raw)
 	// Other forms have stdout to themselves: for the run, or for the pieces if those were asked for.
 	if !f.logs && !c.human() {
@@ -123,6 +131,47 @@ func (c *cli) follow(ctx context.Context, k *client.Client, id job.RunID, f foll
 		}
 	}
 	return errors.New("the output ended before the run did; try again")
+}
+
+// followTasks says how the tasks of a run end, until the run has: it writes nothing itself.
+func (c *cli) followTasks(ctx context.Context, k *client.Client, r *client.RunWithTasks, f followFlags) error {
+	said := make(map[string]bool, len(r.Tasks))
+	for pause := 100 * time.Millisecond; ; pause = min(pause*3/2, 2*time.Second) {
+		for i := range r.Tasks {
+			if t := &r.Tasks[i]; c.human() && t.State.Terminal() && !said[t.Name] {
+				said[t.Name] = true
+				c.say("--- %s", taskEnd(t))
+			}
+		}
+		if r.State.Terminal() {
+			return c.followEnd(&r.Run, f)
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return c.left(ctx, r.ID, ctx.Err())
+		}
+		next, err := k.RunWithTasks(ctx, r.ID)
+		if err != nil {
+			return c.left(ctx, r.ID, err)
+		}
+		r = next
+	}
+}
+
+// taskEnd says how a task ended.
+func taskEnd(t *client.TaskRun) string {
+	words := t.Name + " " + t.State.String()
+	if t.Reason != job.NoReason {
+		words += " (" + t.Reason.String() + ")"
+	}
+	if t.ReusedFrom.IsZero() && t.StartedAt != 0 {
+		words += " after " + tookUntil(t.StartedAt, t.FinishedAt, t.FinishedAt)
+	}
+	if note := taskNote(t); note != "" {
+		words += "; " + note
+	}
+	return words
 }
 
 func (c *cli) followEnd(r *job.Run, f followFlags) error {
