@@ -5,8 +5,8 @@ import (
 	"sync"
 
 	"cel.dev/cel-go/cel"
-	"cel.dev/cel-go/common/cost"
 	"cel.dev/cel-go/common/env"
+	"cel.dev/cel-go/common/operators"
 	"cel.dev/cel-go/common/overloads"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
@@ -80,7 +80,6 @@ var envs = sync.OnceValues(func() ([scopes]*cel.Env, error) {
 		cel.ParserRecursionLimit(maxNesting),
 		cel.ExpressionNodeLimit(maxNodes),
 		cel.RegexProgramSizeLimit(maxRegexp),
-		cel.CostSizingStrategy(cost.AggregateSizingStrategy(types.SizeCalculatorMaxDepth(maxDepth), types.SizeCalculatorMaxTraversal(maxValues))),
 		cel.Variable("run", cel.ObjectType(runType)),
 	)
 	if all[runScope], err = cel.NewCustomEnv(options...); err != nil {
@@ -102,11 +101,10 @@ func withZone(function, overload string) *env.Function {
 func programOptions() []cel.ProgramOption {
 	return []cel.ProgramOption{
 		cel.EvalOptions(cel.OptOptimize),
-		cel.CostTracking(textCosts{}),
+		cel.CostTracking(costs{}),
 		cel.CostLimit(MaxCost),
 		cel.MemoryLimit(maxValues),
-		cel.MemoryTracking(types.MemoryTrackerSizeCalculator(types.NewSizeCalculator(
-			types.SizeCalculatorMaxDepth(maxDepth), types.SizeCalculatorMaxTraversal(maxValues)))),
+		cel.MemoryTracking(types.MemoryTrackerSizeCalculator(sizer)),
 	}
 }
 
@@ -204,18 +202,29 @@ func join(args ...ref.Val) ref.Val {
 	return types.String(b.String())
 }
 
-// textCosts is what the functions above cost: a unit for ten bytes read or made, and one for each element.
-type textCosts struct{}
+// sizer counts the values within a value. What is beyond its bounds counts as more than any limit.
+var sizer = types.NewSizeCalculator(types.SizeCalculatorMaxDepth(maxDepth), types.SizeCalculatorMaxTraversal(maxValues))
 
-func (textCosts) CallCost(function, overload string, args []ref.Val, result ref.Val) *uint64 {
+// costs is what the functions above cost: a unit for ten bytes read or made, and one for each element. And it is what
+// comparisons cost, for which CEL looks at the first level of lists and maps only: as much as there is to compare.
+type costs struct{}
+
+func (costs) CallCost(function, overload string, args []ref.Val, result ref.Val) *uint64 {
+	cost := uint64(1)
 	switch function {
+	case operators.Equals, operators.NotEquals:
+		cost += uint64(min(sizer.AggregateSize(args[0]), sizer.AggregateSize(args[1])))
+	case operators.In, operators.OldIn:
+		if list, ok := args[1].(traits.Lister); ok {
+			cost += uint64(sizer.AggregateSize(list))
+		}
 	case "lowerAscii", "upperAscii", "trim", "split", "replace", "indexOf", "substring", "join":
+		cost += weigh(result)
+		for _, a := range args {
+			cost += weigh(a)
+		}
 	default:
 		return nil
-	}
-	cost := uint64(1) + weigh(result)
-	for _, a := range args {
-		cost += weigh(a)
 	}
 	return &cost
 }
