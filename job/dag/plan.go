@@ -78,7 +78,8 @@ func (p *Plan) work(task string) *work {
 	return p.own
 }
 
-// Results lists, by name, the tasks whose outcomes Render will ask for; "" is a document with one executor.
+// Results lists, by name, the tasks whose outcomes Render will ask for: of one with for_each its items' results too. The
+// task "" is a document with one executor.
 func (p *Plan) Results(task string) []string { return p.work(task).results }
 
 // NeedsRoot tells whether Render looks at the root's row: because templates say run, or because the payload is the root's.
