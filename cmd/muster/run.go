@@ -263,14 +263,6 @@ func (c *cli) printRunWithTasks(r *client.RunWithTasks, chart bool) error {
 	})
 }
 
-func (c *cli) printRun(r *job.Run) error {
-	return c.print(answer{
-		value: r,
-		names: func() []string { return []string{r.ID.String()} },
-		table: func(b *strings.Builder, color bool) { c.runSheet(r).write(b, color) },
-	})
-}
-
 func (c *cli) runSheet(r *job.Run) *sheet {
 	var s sheet
 	s.add("Run", r.ID.String())
