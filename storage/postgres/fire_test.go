@@ -156,6 +156,29 @@ func TestFire(t *testing.T) {
 	}
 }
 
+// The edges of a job are those to its upstreams and then those from its dependents, each by name.
+func TestDependencies(t *testing.T) {
+	t.Parallel()
+	s := raised(t, database(t))
+	for _, d := range []*job.Document{document("a"), document("z"), document("m", "z", "a"), document("y", "m"), document("b", "m", "a")} {
+		s.mustPut(t, d)
+	}
+	edge := func(of, upstream string) job.Dependency {
+		return job.Dependency{Job: of, Upstream: upstream, On: job.OnSuccess}
+	}
+	for name, want := range map[string][]job.Dependency{
+		"m": {edge("m", "a"), edge("m", "z"), edge("b", "m"), edge("y", "m")}, "a": {edge("b", "a"), edge("m", "a")}, "y": {edge("y", "m")}, "none": nil,
+	} {
+		got, err := s.Dependencies(t.Context(), "default", name)
+		if err != nil || cmp.Diff(want, got) != "" {
+			t.Errorf("%s: %v\n%s", name, err, cmp.Diff(want, got))
+		}
+	}
+	if got, err := s.Dependencies(t.Context(), "other", "m"); err != nil || len(got) != 0 {
+		t.Error(got, err)
+	}
+}
+
 // A new edge starts satisfied only if its job never ran and the newest run of the upstream ended so. While that run is live
 // it waits for it.
 func TestNewEdges(t *testing.T) {
