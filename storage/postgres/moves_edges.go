@@ -45,13 +45,13 @@ func (d dueEdges) tell(answers []job.Moved, which []int) {
 		if !a.Applied || !a.Run.State.Terminal() || !a.Run.IsRoot() {
 			continue
 		}
-		if own[a.Run.JobID] {
-			a.Due = append(a.Due, a.Run.JobID)
-		}
 		for _, e := range below[a.Run.JobID] {
 			if e.on.SatisfiedBy(a.Run.State) {
 				a.Due = append(a.Due, e.job)
 			}
+		}
+		if own[a.Run.JobID] {
+			a.Due = append(a.Due, a.Run.JobID)
 		}
 	}
 }

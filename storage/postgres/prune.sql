@@ -15,12 +15,14 @@ SELECT parent, name, size, from_at, to_at FROM (
 SELECT id FROM {table} WHERE id > $1 AND id < $2 ORDER BY id OFFSET $3 LIMIT 1
 
 -- name: old runs
--- A task run stays as long as its root does: the root needs it while it is live, and a retry of it after that.
+-- A task run stays as long as its root does: the root needs it while it is live, and a retry of it after that. A run that was
+-- made for a task stays while that is live.
 WITH old AS MATERIALIZED (
     SELECT r.id FROM {table} r
     WHERE r.id > $1 AND r.id < $2 AND r.state >= 6 AND coalesce(r.finished_at, '-infinity') < $3
       AND (r.root_id IS NULL OR NOT EXISTS (
           SELECT FROM muster.runs x WHERE x.id = r.root_id AND (x.state < 6 OR coalesce(x.finished_at, '-infinity') >= $3)))
+      AND (r.parent_id IS NULL OR NOT EXISTS (SELECT FROM muster.runs x WHERE x.id = r.parent_id AND x.state < 6))
     ORDER BY r.id LIMIT $4
 ), gone AS (
     DELETE FROM {table} r USING old WHERE r.id = old.id AND r.state >= 6 RETURNING r.id
@@ -42,17 +44,19 @@ SELECT count(*) FROM gone
 WITH step AS MATERIALIZED (
     SELECT r.id, r.state < 6 OR coalesce(r.finished_at, '-infinity') >= $2
            OR r.root_id IS NOT NULL AND EXISTS (
-               SELECT FROM muster.runs x WHERE x.id = r.root_id AND (x.state < 6 OR coalesce(x.finished_at, '-infinity') >= $2)) AS stays
+               SELECT FROM muster.runs x WHERE x.id = r.root_id AND (x.state < 6 OR coalesce(x.finished_at, '-infinity') >= $2))
+           OR r.parent_id IS NOT NULL AND EXISTS (SELECT FROM muster.runs x WHERE x.id = r.parent_id AND x.state < 6) AS stays
     FROM {table} r WHERE r.id > $1 ORDER BY r.id LIMIT $3
 )
 SELECT count(*), (SELECT id FROM step ORDER BY id DESC LIMIT 1), array_agg(id) FILTER (WHERE stays) FROM step
 
 -- name: tasks kept
--- What was born and ended since that step below roots that stay. {table} is no partition any more.
+-- What was born and ended since that step below roots that stay, and for tasks that are live. {table} is no partition any more.
 INSERT INTO muster.runs_default
 SELECT r.* FROM {table} r
-WHERE (r.root_id = ANY ($1) OR r.root_id IN (SELECT x.id FROM {table} x WHERE x.state <= 5 AND x.root_id IS NULL))
-  AND r.root_id IS NOT NULL AND r.state >= 6 AND NOT r.id = ANY ($1)
+WHERE (r.root_id = ANY ($1) OR r.root_id IN (SELECT x.id FROM {table} x WHERE x.state <= 5 AND x.root_id IS NULL)
+       OR r.parent_id IN (SELECT x.id FROM {table} x WHERE x.state <= 5))
+  AND r.state >= 6 AND NOT r.id = ANY ($1)
 LIMIT $2
 
 -- name: old keys

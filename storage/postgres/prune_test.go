@@ -181,7 +181,8 @@ func newAged(t *testing.T, change ...func(*Store)) *aged {
 	in(&a.stay, ended(a.now))
 	root := a.stay[0] // a live one, with a task run that has ended
 	in(&a.stay, ended(a.at.Add(time.Hour)), func(r *job.Run) { r.RootID, r.Task = root.ID, "t" })
-	kept := a.stay[6] // one that ended lately
+	in(&a.stay, ended(a.at.Add(time.Hour)), func(r *job.Run) { r.ParentID, r.Depth = root.ID, 1 }) // made for it
+	kept := a.stay[6]                                                                              // one that ended lately
 	in(&a.stay, ended(a.at.Add(time.Hour)), func(r *job.Run) { r.RootID, r.Task = kept.ID, "t" })
 	for range 300 {
 		in(&a.gone, ended(a.at.Add(time.Hour)))
@@ -303,6 +304,9 @@ func TestChangedBeforeDrop(t *testing.T) {
 		insert(t, a.c, task)
 		a.stay = append(a.stay, task)
 	}
+	child := aRun(a.at.Add(time.Hour), ended(a.at.Add(time.Hour)), func(r *job.Run) { r.ParentID = a.stay[1].ID })
+	insert(t, a.c, child)
+	a.stay = append(a.stay, child)
 	if _, err := a.Cancel(t.Context(), []job.CancelIntent{{ID: a.stay[1].ID, At: a.now}}); err != nil {
 		t.Fatal(err)
 	}
