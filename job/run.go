@@ -101,6 +101,7 @@ const (
 	needHandler  = "@handler/" // + handler name
 	needSlots    = "@slots"    // more than one
 	needLeader   = "@leader"   // no worker: the leader carries it out by giving birth to other runs
+	leaderBelow  = "below"     // its value for what an open root waits for, which must never wait for that root to end
 )
 
 // LaneOf is the lane for runs of a document.
@@ -111,7 +112,11 @@ func LaneOf(namespace string, spec *Document) LaneKey {
 	}
 	executor := spec.ExecutorName()
 	if executor == "" {
-		return MakeLane(namespace, map[string]string{needLeader: ""}, key)
+		below := leaderBelow
+		if len(spec.Tasks) > 0 {
+			below = ""
+		}
+		return MakeLane(namespace, map[string]string{needLeader: below}, key)
 	}
 	needs := make(map[string]string, len(spec.Selector)+2)
 	for k, v := range spec.Selector {
@@ -132,7 +137,18 @@ func LaneOf(namespace string, spec *Document) LaneKey {
 // OnLeader tells whether the leader itself carries out what queues in the lane: root runs with tasks, and tasks that run
 // other runs. Such a run is running, in the store, from when the leader opened it until the runs below it have ended; it
 // never has a lease.
-func (l LaneKey) OnLeader() bool { return l.NeedsText() == needLeader+"=" }
+func (l LaneKey) OnLeader() bool { return strings.HasPrefix(l.NeedsText(), needLeader+"=") }
+
+// Below tells whether an open root waits for what queues in a leader's lane: then no bound of open roots may hold it up.
+func (l LaneKey) Below() bool { return l.NeedsText() == needLeader+"="+leaderBelow }
+
+// LaneBelow is a root's lane when it is the run of a task's run_job.
+func (l LaneKey) LaneBelow() LaneKey {
+	if !l.OnLeader() {
+		return l
+	}
+	return MakeLane(l.Namespace(), map[string]string{needLeader: leaderBelow}, l.ConcurrencyKey())
+}
 
 // Offers are a worker's labels together with what it can execute, in the terms of LaneOf.
 func (h *WorkerHello) Offers() map[string]string {

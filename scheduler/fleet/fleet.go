@@ -384,6 +384,23 @@ func (f *Fleet) unhold(lane job.LaneKey) {
 	}
 }
 
+// Hold counts one more holder of a lane's concurrency key, which holds it without a lease: a root run whose tasks run.
+func (f *Fleet) Hold(lane job.LaneKey) {
+	if k, ok := keyOf(lane); ok {
+		f.mu.Lock()
+		f.held[k]++
+		f.mu.Unlock()
+	}
+}
+
+// Unhold undoes Hold.
+func (f *Fleet) Unhold(lane job.LaneKey) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.unhold(lane)
+	f.signal()
+}
+
 // Tell hands over the ended leases that Raft has not been told of, all of them and to one caller at a time: whoever has
 // Raft open a lease in there can rely on it that the run's earlier one has ended, or ends before. What could not be told,
 // or perhaps was not, is told again: ending twice changes nothing.
@@ -522,7 +539,7 @@ func (f *Fleet) InHand(id job.RunID) bool {
 	return moving || f.reserved[id] != nil || f.leases[id] != nil
 }
 
-// Held is how many leases hold a concurrency key.
+// Held is how many leases and open roots hold a concurrency key.
 func (f *Fleet) Held(lane job.LaneKey) int {
 	k, ok := keyOf(lane)
 	if !ok {
