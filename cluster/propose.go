@@ -74,19 +74,13 @@ func passedOver(err error) bool {
 	return reason == reasonNotLeader || reason == reasonTransferring
 }
 
-// written is the version in which each kind of command is written.
+// written is the newest version in which each kind of command is written.
 var written = fsm.Supported()
 
 // readable refuses what would stop a node that runs an older version.
 func (n *Node) readable(commands []fsm.Command) error {
-	last := fsm.Kind(0)
 	for _, c := range commands {
-		k := c.Kind()
-		if k == last {
-			continue
-		}
-		last = k
-		if node, yes := n.state.Unreadable(k, written[k]); yes {
+		if node, yes := n.state.Unreadable(c.Kind(), fsm.VersionOf(c)); yes {
 			return job.Errorf(job.Unavailable, "upgrade_pending", "node %s runs a version of muster that does not know this; upgrade it first", node)
 		}
 	}

@@ -46,7 +46,7 @@ func (c *DeleteJob) apply(t *tx, _ Meta) Result {
 			t.versions.put(v.changed(func(n *versionRow) { n.Orphan = true }))
 		}
 	}
+	t.setEdges(old, nil)
 	t.jobs.del(old)
-	t.edges.set(c.Namespace, c.Name, nil)
 	return Result{Value: &gone}
 }

@@ -60,6 +60,12 @@ func (e *edges) dependents(namespace, name string, most int) (first []string, al
 	return first, all
 }
 
+// dependentsOf answers the names of the jobs that depend on one, in order.
+func (e *edges) dependentsOf(namespace, name string) []string {
+	all, _ := e.dependents(namespace, name, 1<<31-1)
+	return all
+}
+
 // dependencies answers the edges that a document wants, or why it may not have them.
 func (t *tx) dependencies(c *PutJob) ([]job.Edge, *job.Error) {
 	wanted := upstreamsOf(c.Document)

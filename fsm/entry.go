@@ -48,6 +48,8 @@ const (
 	KindStoreTicks Kind = 37
 	KindMove       Kind = 38
 	KindPrune      Kind = 39
+	KindRelease    Kind = 40
+	KindFire       Kind = 41
 )
 
 // Command is one change of the state. Only this package has implementations.
@@ -140,7 +142,8 @@ type codec struct {
 	fresh   func() Command
 }
 
-// codecs lists every kind and version that this binary reads. The last version of a kind is the one that it writes.
+// codecs lists every kind and version that this binary reads. The last version of a kind is the one that it writes, but for
+// commands that an older one can say (VersionOf).
 var codecs = []codec{
 	{KindRaiseEpoch, 1, "raise_epoch", func() Command { return new(RaiseEpoch) }},
 	{KindGrant, 1, "grant", func() Command { return new(Grant) }},
@@ -161,12 +164,16 @@ var codecs = []codec{
 	{KindSetStore, 1, "set_store", func() Command { return new(SetStore) }},
 	{KindRaiseStore, 1, "raise_store", func() Command { return new(RaiseStore) }},
 	{KindPutJob, 1, "put_job", func() Command { return new(PutJob) }},
+	{KindPutJob, 2, "put_job", func() Command { return new(PutJob) }},
 	{KindDeleteJob, 1, "delete_job", func() Command { return new(DeleteJob) }},
 	{KindSubmit, 1, "submit", func() Command { return new(Submit) }},
+	{KindSubmit, 2, "submit", func() Command { return new(Submit) }},
 	{KindCancel, 1, "cancel", func() Command { return new(Cancel) }},
 	{KindStoreTicks, 1, "store_ticks", func() Command { return new(StoreTicks) }},
 	{KindMove, 1, "move", func() Command { return new(Move) }},
 	{KindPrune, 1, "prune", func() Command { return new(Prune) }},
+	{KindRelease, 1, "release", func() Command { return new(Release) }},
+	{KindFire, 1, "fire", func() Command { return new(Fire) }},
 }
 
 // Supported answers the newest version of each kind that this binary reads. A new kind or version may be proposed only
@@ -188,7 +195,7 @@ func codecOf(k Kind, version uint8) *codec {
 	return nil
 }
 
-// Version answers the version of a kind that this binary writes: the newest one.
+// Version answers the newest version of a kind.
 func Version(k Kind) uint8 {
 	v := uint8(0)
 	for i := range codecs {
@@ -197,6 +204,16 @@ func Version(k Kind) uint8 {
 		}
 	}
 	return v
+}
+
+// VersionOf answers the version in which this binary writes a command: the newest of its kind, or an older one that says it
+// as well, so that nodes which know no newer one are no obstacle to it.
+func VersionOf(c Command) uint8 {
+	_, c = untagged(c)
+	if v, ok := c.(interface{ version() uint8 }); ok {
+		return v.version()
+	}
+	return Version(c.Kind())
 }
 
 // Size estimates the encoded size of an entry of these commands.
@@ -254,7 +271,7 @@ func encodeCommands(commands []Command) ([]wireCommand, error) {
 		if err != nil {
 			return nil, fmt.Errorf("encode command of kind %d: %w", c.Kind(), err)
 		}
-		wire[i] = wireCommand{Kind: c.Kind(), Version: Version(c.Kind()), Body: body, Tag: tag}
+		wire[i] = wireCommand{Kind: c.Kind(), Version: VersionOf(c), Body: body, Tag: tag}
 	}
 	return wire, nil
 }

@@ -292,7 +292,7 @@ func TestCommandsThatCannotBeReadAreRefused(t *testing.T) {
 func TestForwardable(t *testing.T) {
 	t.Parallel()
 	leaders := map[Kind]bool{KindRaiseEpoch: true, KindGrant: true, KindDecide: true, KindInitCluster: true,
-		KindRaiseStore: true, KindStoreTicks: true, KindMove: true, KindPrune: true}
+		KindRaiseStore: true, KindStoreTicks: true, KindMove: true, KindPrune: true, KindRelease: true, KindFire: true}
 	for k := range Supported() {
 		if Forwardable(k) == leaders[k] {
 			t.Errorf("kind %d: forwardable %v", k, Forwardable(k))

@@ -23,7 +23,8 @@ func sampleRun() *job.Run {
 		CreatedAt: t0 + 1, ReadyAt: t0 + 2, QueuedAt: t0 + 3, StartedAt: t0 + 4, FinishedAt: t0 + 5, DeadlineAt: t0 + 6, Payload: []byte(`{"p":1}`),
 		Result: []byte(`{"r":1}`), Error: "error", ExitCode: -1, Labels: map[string]string{"b": "2", "a": "1"}, Home: job.HomeQuorum, Lane: "ns|@exec=|",
 		Spec: []byte(`{}`), Key: "key", RetryOf: numbered(5), CanonicalID: numbered(6), CancelAt: t0 + 7, Fence: 1<<32 | 8, BackfillID: "bf",
-		BodyHash: []byte{1, 2}, StartBy: t0 + 9, Failures: 1, CancelReason: job.OverlapReplaced}
+		BodyHash: []byte{1, 2}, StartBy: t0 + 9, Failures: 1, CancelReason: job.OverlapReplaced, Item: 3, Items: 4, ParentID: numbered(7), Depth: 2,
+		ReusedFrom: numbered(8), Upstreams: []job.UpstreamRun{{Job: "up", RunID: numbered(9), Coalesced: 1}}}
 }
 
 func sampleTick() job.Tick {
@@ -66,7 +67,7 @@ func samples() []Command {
 		&Checkpoint{},
 		&SetStore{Store: StorePostgres},
 		&RaiseStore{Epoch: 2},
-		&PutJob{ID: id, Namespace: "ns", Name: "job", Document: []byte(`{}`), IfVersion: 3, NewOnly: true, At: t0},
+		&PutJob{ID: id, Namespace: "ns", Name: "job", Document: []byte(`{"depends_on":[]}`), IfVersion: 3, NewOnly: true, At: t0},
 		&DeleteJob{Namespace: "ns", Name: "job", IfVersion: 4},
 		&Submit{Runs: []*job.Run{sampleRun()}},
 		&Cancel{Intents: []job.CancelIntent{{ID: numbered(1), At: t0, Reason: job.OverlapReplaced}}},
@@ -74,6 +75,8 @@ func samples() []Command {
 		&Move{Epoch: 1, Moves: []job.Move{{ID: numbered(1), State: job.Scheduled, Reason: job.RetryBackoff, Fence: 1<<32 | 7, Attempt: 1, Losses: 1, Worker: "w",
 			ReadyAt: t0 + 1, QueuedAt: t0 + 2, StartedAt: t0 + 3, FinishedAt: t0 + 4, Result: []byte(`{}`), Error: "error", ExitCode: 3, Ended: sampleAttempt(), Failures: 1, IfFence: &fence}}},
 		&Prune{Epoch: 1, Before: t0, Limit: 100},
+		&Release{Epoch: 1, Runs: []*job.Run{sampleRun()}},
+		&Fire{Epoch: 1, Jobs: []job.JobID{id}, Now: t0, Limit: 100},
 	}
 }
 
@@ -82,11 +85,14 @@ func TestGolden(t *testing.T) {
 	t.Parallel()
 	seen := map[Kind]bool{}
 	for _, c := range samples() {
-		version := Version(c.Kind())
+		version := VersionOf(c)
 		name := fmt.Sprintf("%02d_%s_v%d", c.Kind(), codecOf(c.Kind(), version).name, version)
 		seen[c.Kind()] = true
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			if version != Version(c.Kind()) {
+				t.Errorf("the sample is of version %d", version)
+			}
 			noZeroField(t, name, reflect.ValueOf(c).Elem())
 			body, err := encoder.Marshal(c)
 			if err != nil {
@@ -111,6 +117,46 @@ func TestGolden(t *testing.T) {
 	for _, c := range codecs {
 		if !seen[c.kind] {
 			t.Errorf("kind %d (%s) has no sample", c.kind, c.name)
+		}
+	}
+}
+
+// TestGoldenOlder does the same for the versions that are written still where they say enough.
+func TestGoldenOlder(t *testing.T) {
+	t.Parallel()
+	r := sampleRun()
+	r.Item, r.Items, r.ParentID, r.Depth, r.ReusedFrom, r.Upstreams = 0, 0, job.RunID{}, 0, job.RunID{}, nil
+	put := &PutJob{ID: job.JobID(numbered(3)), Namespace: "ns", Name: "job", Document: []byte(`{}`), IfVersion: 3, NewOnly: true, At: t0}
+	for name, c := range map[string]Command{"33_put_job_v1": put, "35_submit_v1": &Submit{Runs: []*job.Run{r}}} {
+		body, err := encoder.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(hex.EncodeToString(golden(t, name, body)), hex.EncodeToString(body)); d != "" || VersionOf(c) != 1 || VersionOf(Tagged{tagNumbered(1), c}) != 1 {
+			t.Errorf("%s is written in version %d (-want +got):\n%s", name, VersionOf(c), d)
+		}
+		if back, err := decodeCommand(c.Kind(), 1, body); err != nil || cmp.Diff(c, back) != "" {
+			t.Errorf("%s is read as %+v, %v", name, back, err)
+		}
+	}
+}
+
+// TestVersionsOfCommands: what an older node cannot read or carry out is written in a version that it does not know.
+func TestVersionsOfCommands(t *testing.T) {
+	t.Parallel()
+	for _, change := range []func(*job.Run){
+		func(r *job.Run) { r.Item = 1 }, func(r *job.Run) { r.Items = 1 }, func(r *job.Run) { r.ParentID = numbered(1) },
+		func(r *job.Run) { r.Depth = 1 }, func(r *job.Run) { r.ReusedFrom = numbered(1) },
+		func(r *job.Run) { r.Upstreams = make([]job.UpstreamRun, 1) },
+		func(r *job.Run) { r.Lane = string(job.LaneOf("ns", &job.Document{})) },
+	} {
+		if c := (&Submit{Runs: []*job.Run{bornAt(1, t0), bornAt(2, t0, change)}}); VersionOf(c) != 2 {
+			t.Errorf("%+v is written in version %d", c.Runs[1], VersionOf(c))
+		}
+	}
+	for _, document := range []string{`{"tasks":[]}`, `{"depends_on":[]}`} {
+		if c := (&PutJob{Document: []byte(document)}); VersionOf(c) != 2 {
+			t.Errorf("%s is written in version %d", document, VersionOf(c))
 		}
 	}
 }
@@ -229,7 +275,7 @@ func TestKindsAreUnique(t *testing.T) {
 			t.Errorf("%s says that it is of kind %d", c.name, got)
 		}
 	}
-	if got := Supported()[KindSubmit]; got != 1 {
+	if got := Supported()[KindSubmit]; got != 2 {
 		t.Errorf("submit is supported in version %d", got)
 	}
 }

@@ -3,7 +3,8 @@ package fsm
 import "github.com/musterhq/muster/job"
 
 // Move makes the leader's moves in the embedded store, with job.Move.Apply, and keeps the attempts that they end. It
-// answers []job.Moved. Moves are taken however full the store is: results have to land somewhere (D6).
+// answers []job.Moved. Moves are taken however full the store is: results have to land somewhere (D6). The end of a root run
+// satisfies the edges of the jobs that depend on its job; see PutJob for why that is no new version.
 type Move struct {
 	Epoch job.Epoch  `cbor:"1,keyasint"`
 	Moves []job.Move `cbor:"2,keyasint"`
@@ -55,6 +56,7 @@ func (c *Move) apply(t *tx, _ Meta) Result {
 		n.Worker = t.names.of(n.Worker)
 		if n.State.Terminal() {
 			t.settle(r, n)
+			answers[i].Due = t.satisfy(n)
 		} else {
 			t.replaceLive(r, n)
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -44,7 +45,9 @@ func (d *drawn) birth() *job.Run {
 		n := d.n("job", 3)
 		r.JobID, r.Job, r.JobVersion = jobNumbered(n), fmt.Sprintf("job-%d", n), uint64(1+d.n("version", 2))
 	case 1:
-		r.RootID, r.Task = d.run(), "task"
+		r.RootID, r.Task, r.Item, r.ReusedFrom = d.run(), "task", uint32(d.n("item", 1)), d.run()
+	case 2:
+		r.ParentID, r.Depth = d.run(), 1
 	}
 	if d.n("keyed", 2) == 0 {
 		r.Key, r.BodyHash = fmt.Sprintf("key-%d", d.n("key", 3)), []byte{byte(d.n("body", 1))}
@@ -161,6 +164,14 @@ func (d *drawn) command() Command {
 		return &Cancel{Intents: several(d, func() job.CancelIntent { return job.CancelIntent{ID: d.run(), At: d.at} })}
 	case KindStoreTicks:
 		return &StoreTicks{Epoch: d.epoch(), Ticks: several(d, d.tick)}
+	case KindRelease:
+		return &Release{Epoch: d.epoch(), Runs: several(d, d.birth)}
+	case KindFire:
+		c := &Fire{Epoch: d.epoch(), Now: d.at, Limit: d.n("limit", 3)}
+		if on {
+			c.Jobs = several(d, d.jobID)
+		}
+		return c
 	case KindMove:
 		return &Move{Epoch: d.epoch(), Moves: several(d, d.move)}
 	default:
@@ -249,6 +260,7 @@ func TestSameLogSameState(t *testing.T) {
 			consistent(rt, a)
 			terminalStays(rt, a, ended)
 			prunableIsRight(rt, a, d)
+			firesIsRight(rt, a)
 		}
 		for rest := logs; len(rest) > 0; {
 			n := min(len(rest), 1+d.n("batch", 5))
@@ -329,6 +341,55 @@ func graphIsRight(t failer, v *View) {
 	}
 }
 
+// edgeRowsAreRight finds a row for each edge and for nothing else, and recounts what is fresh and ready.
+func edgeRowsAreRight(t failer, v *View) {
+	rows, fresh, ready := 0, map[job.JobID]bool{}, map[job.JobID]bool{}
+	for j := range v.Jobs("", "") {
+		ready[j.ID] = len(j.Spec.DependsOn) > 0
+		for _, e := range j.Spec.DependsOn {
+			rows++
+			r := v.edgeRows.rows.get(edgeID{j.ID, v.jobs.get(jobName{j.Namespace, e.Job}).ID})
+			if r == nil || r.On != e.On || r.Fresh && !r.SatisfiedBy.IsZero() || r.SatisfiedBy.IsZero() && (r.SatisfiedAt != 0 || r.Coalesced != 0) {
+				t.Fatalf("the edge from %s to %s stands as %+v", j.Name, e.Job, r)
+			}
+			if r.Fresh {
+				fresh[j.ID] = true
+			}
+			ready[j.ID] = ready[j.ID] && !r.SatisfiedBy.IsZero()
+		}
+	}
+	same := func(what string, want map[job.JobID]bool, got set[job.JobID]) {
+		maps.DeleteFunc(want, func(_ job.JobID, in bool) bool { return !in })
+		for id := range got.ascend(job.JobID{}) {
+			if !want[id] {
+				t.Fatalf("job %s is %s and should not be", id, what)
+			}
+		}
+		if len(want) != got.tree.Len() {
+			t.Fatalf("%d jobs are %s, want %d", got.tree.Len(), what, len(want))
+		}
+	}
+	same("fresh", fresh, v.edgeRows.fresh)
+	same("ready", ready, v.edgeRows.ready)
+	if rows != v.edgeRows.rows.tree.Len() {
+		t.Fatalf("%d rows of %d edges", v.edgeRows.rows.tree.Len(), rows)
+	}
+}
+
+// firesIsRight fires in a copy where nothing is said to be due, and finds it as it was.
+func firesIsRight(t failer, s *State) {
+	if s.View().Fires() {
+		return
+	}
+	copied := &State{tables: s.frozenTables()}
+	copied.ended.Store(s.ended.Load())
+	g := copied.tables.g
+	entry := &Entry{At: g.At, Commands: []Command{&Fire{Epoch: max(g.Epoch, g.StoreEpoch), Now: g.At, Limit: 1000}}}
+	if r := copied.apply(g.Index, entry); r[0].Err != nil || len(r[0].Value.([]*job.Run)) != 0 {
+		t.Fatalf("nothing is due, and firing answers %+v", r[0])
+	}
+}
+
 // prunableIsRight prunes a copy where nothing is said to be prunable, and finds it as it was.
 func prunableIsRight(t failer, s *State, d *drawn) {
 	before := d.time()
@@ -387,10 +448,13 @@ func consistent(t failer, s *State) {
 		}
 	}
 	for name, of := range map[string]*runTable{"live": &v.live, "history": &v.history} {
-		roots, tasks, ofJob := 0, 0, 0
+		roots, tasks, ofJob, running := 0, 0, 0, 0
 		for r := range of.rows.all() {
 			if r.State.Terminal() != (name == "history") {
 				t.Fatalf("a %s run is in %s", r.State, name)
+			}
+			if r.State == job.Running {
+				running++
 			}
 			if r.IsRoot() {
 				roots++
@@ -412,6 +476,7 @@ func consistent(t failer, s *State) {
 				history += runSize(r)
 			}
 		}
+		count(name+" running", running, of.running.tree.Len())
 		count(name+" by namespace", roots, of.byNamespace.tree.Len())
 		count(name+" by root", tasks, of.byRoot.tree.Len())
 		count(name+" by job", ofJob, of.byJob.tree.Len())
@@ -438,6 +503,7 @@ func consistent(t failer, s *State) {
 	}
 	graphIsRight(t, v)
 	count("store", v.g.Store, s.Store())
+	edgeRowsAreRight(t, v)
 	for p := range v.pins.all() {
 		count("pins", pins[versionID{p.JobID, p.Version}], p.Live)
 	}

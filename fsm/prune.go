@@ -99,9 +99,9 @@ func (p *pruning) oldRuns(before job.Instant) {
 	}
 }
 
-// dropRun drops a run with its attempts. A task run whose root is live stays: the root needs it.
+// dropRun drops a run with its attempts. A task run whose root is live stays, and a root whose parent is: they need it.
 func (p *pruning) dropRun(r *job.Run) {
-	if !r.IsRoot() && p.live.rows.get(r.RootID) != nil {
+	if !r.IsRoot() && p.live.rows.get(r.RootID) != nil || !r.ParentID.IsZero() && p.live.rows.get(r.ParentID) != nil {
 		return
 	}
 	p.dropHistory(r)

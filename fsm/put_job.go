@@ -10,8 +10,10 @@ import (
 // PutJob creates a job of the embedded store, or a new version of it. It answers the *job.Job without its Spec. An
 // upstream that is not there is Invalid; edges that close a cycle are Conflict, reason cycle.
 //
-// Version 1 did not look at depends_on at first. That it does now changes no answer to what is in any log: every node that
-// knew no better refused documents with depends_on before they were proposed (job.Document.Unsupported).
+// Version 2 is for documents with tasks or depends_on, which nodes that read no more than version 1 cannot carry out; others
+// are written in version 1, so that a cluster whose nodes are upgraded one by one takes them all the time. The two are
+// applied alike: no log has such a document in version 1, since nodes refused them before (job.Document.Unsupported). So
+// where a node reads version 1 only there are no edges, and what Move and DeleteJob do to them needs no new version.
 type PutJob struct {
 	ID        job.JobID   `cbor:"1,keyasint"` // of the job, if it is created
 	Namespace string      `cbor:"2,keyasint"`
@@ -24,6 +26,13 @@ type PutJob struct {
 
 // Kind implements Command.
 func (*PutJob) Kind() Kind { return KindPutJob }
+
+func (c *PutJob) version() uint8 {
+	if bytes.Contains(c.Document, []byte(`"depends_on"`)) || bytes.Contains(c.Document, []byte(`"tasks"`)) {
+		return 2
+	}
+	return 1
+}
 
 // Size implements Command.
 func (c *PutJob) Size() int { return 64 + len(c.Namespace) + len(c.Name) + len(c.Document) }
@@ -72,7 +81,7 @@ func (c *PutJob) apply(t *tx, _ Meta) Result {
 	}
 	t.jobs.put(&next)
 	t.putVersion(row)
-	t.edges.set(c.Namespace, c.Name, depends)
+	t.setEdges(&next, depends)
 	if next.Version > KeptVersions {
 		id := versionID{next.ID, next.Version - KeptVersions}
 		if v := t.versions.get(id); v != nil && t.pins.get(id) == nil {

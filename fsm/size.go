@@ -54,6 +54,9 @@ func runSize(r *job.Run) int64 {
 	for k, v := range r.Labels { // a sum does not depend on the order
 		n += labelOverhead + len(k) + len(v)
 	}
+	for i := range r.Upstreams {
+		n += labelOverhead + len(r.Upstreams[i].Job)
+	}
 	return int64(n)
 }
 
@@ -83,6 +86,12 @@ func wireSize(r *job.Run) int {
 	}
 	if r.Attempt != 0 {
 		n += 64
+	}
+	if r.Item|r.Items != 0 || r.Depth != 0 || !r.ParentID.IsZero() || !r.ReusedFrom.IsZero() {
+		n += 64
+	}
+	for i := range r.Upstreams {
+		n += 40 + len(r.Upstreams[i].Job)
 	}
 	for k, v := range r.Labels {
 		n += 8 + len(k) + len(v)

@@ -25,18 +25,21 @@ const (
 	sectionEnd     = 0
 	sectionWindows = 1
 	sectionGlobals = 2
+	// From here on a section without rows is left out: a node that does not know it reads the others, and digests the same.
+	sectionEdges = 18
 )
 
 // tableSection is one table in the file: how its rows are walked, and how one is read.
 type tableSection struct {
 	number byte
+	empty  bool
 	rows   iter.Seq[any]
 	add    func([]byte) error
 	check  func([]byte) error // reads a row and forgets it
 }
 
 func sectionOf[K, R any](number byte, t *table[K, R], add func(*R)) tableSection {
-	return tableSection{number,
+	return tableSection{number, t.tree.Len() == 0,
 		func(yield func(any) bool) {
 			for r := range t.all() {
 				if !yield(r) {
@@ -85,6 +88,7 @@ func (t *tables) sectionsOf(names *interner) []tableSection {
 		}),
 		sectionOf(16, &t.nodes, t.nodes.put),
 		sectionOf(17, &t.credentials, t.credentials.put),
+		sectionOf(sectionEdges, &t.edgeRows.rows, t.edgeRows.rows.put),
 	}
 }
 
@@ -147,6 +151,9 @@ func (s *snapshot) sections(w *bufio.Writer) error {
 	}
 	sec.end()
 	for _, t := range s.tables.sectionsOf(nil) {
+		if t.number >= sectionEdges && t.empty {
+			continue
+		}
 		sec.begin(t.number)
 		for r := range t.rows {
 			if err := sec.row(r); err != nil {
@@ -222,11 +229,7 @@ func readSnapshot(in io.Reader) (*restored, error) {
 	if err != nil {
 		return nil, err
 	}
-	for j := range out.tables.jobs.all() {
-		if v := out.tables.versions.get(versionID{j.ID, j.Version}); v != nil {
-			out.tables.edges.set(j.Namespace, j.Name, upstreamsOf(v.Document))
-		}
-	}
+	out.tables.restoreEdges()
 	for b := range out.tables.ended.all() { // in the order of their numbers, so oldest first
 		out.ended.add(b)
 	}

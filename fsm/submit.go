@@ -13,12 +13,26 @@ const KeyLife = 24 * time.Hour
 
 // Submit stores births in the embedded store. It answers []job.Receipt, one for each run in order: see storage.Births.
 // Without room for the new ones it is Exhausted as a whole, reason store_full, and stores none.
+//
+// Version 2 is for runs that nodes which read no more than version 1 cannot read or carry out: see PutJob.
 type Submit struct {
 	Runs []*job.Run `cbor:"1,keyasint"`
 }
 
 // Kind implements Command.
 func (*Submit) Kind() Kind { return KindSubmit }
+
+func (c *Submit) version() uint8 {
+	for _, r := range c.Runs {
+		if r == nil {
+			continue
+		}
+		if r.Item != 0 || r.Items != 0 || !r.ParentID.IsZero() || r.Depth != 0 || !r.ReusedFrom.IsZero() || len(r.Upstreams) > 0 || r.LaneKey().OnLeader() {
+			return 2
+		}
+	}
+	return 1
+}
 
 // Size implements Command.
 func (c *Submit) Size() int {

@@ -25,6 +25,7 @@ type tables struct {
 	jobs     table[jobName, job.Job]
 	versions table[versionID, versionRow]
 	edges    edges // of the current versions
+	edgeRows edgeTable
 	pins     table[versionID, pin]
 	// Runs are in one of two tables: live ones, and history once they are terminal. So the leader's reads, births and
 	// pruning each walk a table that holds nothing else, and a backlog does not stand between a reader and history.
@@ -40,9 +41,10 @@ type tables struct {
 // runTable keeps runs with their indexes. Settling moves a run from one to the other.
 type runTable struct {
 	rows        table[job.RunID, job.Run]
-	byNamespace set[groupKey] // root runs
-	byJob       set[groupKey] // by the name of the job; live ones with task runs, which the leader asks for
-	byRoot      set[groupKey] // task runs
+	byNamespace set[groupKey]  // root runs
+	byJob       set[groupKey]  // by the name of the job; live ones with task runs, which the leader asks for
+	byRoot      set[groupKey]  // task runs
+	running     set[job.RunID] // whose rows say so: what the leader carries out, and what a late move says
 	tasksByJob  bool
 }
 
@@ -60,6 +62,7 @@ func newTables() *tables {
 		jobs:     newTable(lessName, func(j *job.Job) jobName { return jobName{j.Namespace, j.Name} }),
 		versions: newTable(lessVersion, func(v *versionRow) versionID { return versionID{v.JobID, v.Version} }),
 		edges:    newEdges(),
+		edgeRows: newEdgeTable(),
 		pins:     newTable(lessVersion, func(p *pin) versionID { return versionID{p.JobID, p.Version} }),
 		live:     newRunTable(true),
 		history:  newRunTable(false),
@@ -76,7 +79,7 @@ func newTables() *tables {
 func (t *tables) frozen() *tables {
 	return &tables{
 		g: t.g, marks: t.marks.frozen(), flags: t.flags.frozen(), unstored: t.unstored.frozen(), leases: t.leases.frozen(),
-		ended: t.ended.frozen(), nodes: t.nodes.frozen(), credentials: t.credentials.frozen(), jobs: t.jobs.frozen(), versions: t.versions.frozen(), edges: t.edges.frozen(), pins: t.pins.frozen(),
+		ended: t.ended.frozen(), nodes: t.nodes.frozen(), credentials: t.credentials.frozen(), jobs: t.jobs.frozen(), versions: t.versions.frozen(), edges: t.edges.frozen(), edgeRows: t.edgeRows.frozen(), pins: t.pins.frozen(),
 		live: t.live.frozen(), history: t.history.frozen(), attempts: t.attempts.frozen(), ledger: t.ledger.frozen(),
 		aged: t.aged.frozen(), keys: t.keys.frozen(), keyAges: t.keyAges.frozen(),
 	}
@@ -84,17 +87,17 @@ func (t *tables) frozen() *tables {
 
 func newRunTable(tasksByJob bool) runTable {
 	return runTable{rows: newTable(lessID[job.RunID], func(r *job.Run) job.RunID { return r.ID }),
-		byNamespace: newSet(lessGroup), byJob: newSet(lessGroup), byRoot: newSet(lessGroup), tasksByJob: tasksByJob}
+		byNamespace: newSet(lessGroup), byJob: newSet(lessGroup), byRoot: newSet(lessGroup), running: newSet(lessID[job.RunID]), tasksByJob: tasksByJob}
 }
 
 func (t *runTable) frozen() runTable {
 	return runTable{rows: t.rows.frozen(), byNamespace: t.byNamespace.frozen(), byJob: t.byJob.frozen(),
-		byRoot: t.byRoot.frozen(), tasksByJob: t.tasksByJob}
+		byRoot: t.byRoot.frozen(), running: t.running.frozen(), tasksByJob: t.tasksByJob}
 }
 
 // add writes a run that is not there.
 func (t *runTable) add(r *job.Run) {
-	t.rows.put(r)
+	t.replace(r)
 	root := r.IsRoot()
 	if root {
 		t.byNamespace.add(groupKey{namespaceGroup(r.Namespace), r.ID})
@@ -106,11 +109,15 @@ func (t *runTable) add(r *job.Run) {
 	}
 }
 
-// replace writes a run that is there; what it is indexed by never changes.
-func (t *runTable) replace(r *job.Run) { t.rows.put(r) }
+// replace writes a run that is there; what else it is indexed by never changes.
+func (t *runTable) replace(r *job.Run) {
+	t.rows.put(r)
+	keep(&t.running, r.ID, r.State == job.Running)
+}
 
 func (t *runTable) remove(r *job.Run) {
 	t.rows.del(r)
+	t.running.remove(r.ID)
 	root := r.IsRoot()
 	if root {
 		t.byNamespace.remove(groupKey{namespaceGroup(r.Namespace), r.ID})

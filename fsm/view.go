@@ -57,6 +57,7 @@ type Which struct {
 	Namespace     string    // "" means all
 	Job           string    // name; needs Namespace
 	RootID        job.RunID // the task runs of this root, instead of roots
+	Task          string    // name; "" means all
 	Before        job.RunID // exclusive; zero: from the newest
 }
 
@@ -75,11 +76,11 @@ func (v *View) Runs(w Which) iter.Seq[*job.Run] {
 func (t *runTable) runs(w Which) iter.Seq[*job.Run] {
 	from := w.Before
 	if from.IsZero() {
-		from = job.RunID(bytes.Repeat([]byte{0xff}, len(from)))
+		from = lastRun
 	}
 	wanted := func(r *job.Run) bool {
 		return r.ID != w.Before && (w.RootID.IsZero() && r.IsRoot() || !w.RootID.IsZero() && r.RootID == w.RootID) &&
-			(w.Namespace == "" || r.Namespace == w.Namespace) && (w.Job == "" || r.Job == w.Job)
+			(w.Namespace == "" || r.Namespace == w.Namespace) && (w.Job == "" || r.Job == w.Job) && (w.Task == "" || r.Task == w.Task)
 	}
 	var index *set[groupKey]
 	var group uint64
@@ -110,6 +111,20 @@ func (t *runTable) runs(w Which) iter.Seq[*job.Run] {
 		}
 	}
 }
+
+// Running walks, downward by id, the runs whose rows say that they run: those that the leader carries out have no lease.
+func (v *View) Running() iter.Seq[*job.Run] {
+	return func(yield func(*job.Run) bool) {
+		for id := range v.live.running.descend(lastRun) {
+			if !yield(v.live.rows.get(id)) {
+				return
+			}
+		}
+	}
+}
+
+// lastRun is an id that no other comes after.
+var lastRun = job.RunID(bytes.Repeat([]byte{0xff}, len(job.RunID{})))
 
 // merged walks two downward walks as one.
 func merged(a, b iter.Seq[*job.Run]) iter.Seq[*job.Run] {

@@ -167,6 +167,9 @@ func (s *Store) Runs(_ context.Context, q storage.RunQuery) (page storage.RunPag
 	if q.Job != "" && q.Namespace == "" {
 		return page, job.InvalidField("namespace", "a job is named within a namespace")
 	}
+	if q.Task != "" && q.RootID.IsZero() {
+		return page, job.InvalidField("root_id", "a task is named within a run")
+	}
 	v := s.state.View()
 	limit := bound(q.Limit, 1000)
 	looks, last := 0, job.RunID{}
@@ -189,7 +192,7 @@ func (s *Store) Runs(_ context.Context, q storage.RunQuery) (page storage.RunPag
 // candidates walks, newest first, the rows that may match: running ones from the leases, other live ones and history from
 // their own tables.
 func candidates(v *fsm.View, q *storage.RunQuery) iter.Seq[*job.Run] {
-	w := fsm.Which{Namespace: q.Namespace, Job: q.Job, RootID: q.RootID, Before: q.Before}
+	w := fsm.Which{Namespace: q.Namespace, Job: q.Job, RootID: q.RootID, Task: q.Task, Before: q.Before}
 	if until := firstFrom(q.Until); q.Until != 0 && (w.Before.IsZero() || bytes.Compare(until[:], w.Before[:]) < 0) {
 		w.Before = until
 	}
@@ -221,25 +224,38 @@ func firstFrom(at job.Instant) job.RunID {
 	return id
 }
 
-// running walks the runs under a lease. Rows that a late move made running are under one too, or are about to be moved on.
+// running walks, newest first, the runs under a lease, and those whose rows say that they run: what the leader carries out
+// has no lease.
 func running(v *fsm.View, w fsm.Which) iter.Seq[*job.Run] {
 	return func(yield func(*job.Run) bool) {
-		for _, g := range slices.Backward(v.Grants()) {
-			if !w.Before.IsZero() && bytes.Compare(g.RunID[:], w.Before[:]) >= 0 {
-				continue
+		grants := v.Grants()
+		next, stop := iter.Pull(v.Running())
+		defer stop()
+		row, more := next()
+		for more || len(grants) > 0 {
+			var r *job.Run
+			if n := len(grants); n > 0 && (!more || bytes.Compare(grants[n-1].RunID[:], row.ID[:]) >= 0) {
+				r = v.Run(grants[n-1].RunID)
+				if more && row.ID == grants[n-1].RunID {
+					row, more = next()
+				}
+				grants = grants[:n-1]
+			} else {
+				r = row
+				row, more = next()
 			}
-			r := v.Run(g.RunID)
-			if r == nil || w.Namespace != "" && r.Namespace != w.Namespace || w.Job != "" && r.Job != w.Job {
-				continue
-			}
-			if w.RootID.IsZero() != r.IsRoot() || !w.RootID.IsZero() && r.RootID != w.RootID {
-				continue
-			}
-			if !yield(r) {
+			if r != nil && selects(&w, r) && !yield(r) {
 				return
 			}
 		}
 	}
+}
+
+// selects tells whether a walk is to answer the run.
+func selects(w *fsm.Which, r *job.Run) bool {
+	return (w.Before.IsZero() || bytes.Compare(r.ID[:], w.Before[:]) < 0) &&
+		(w.Namespace == "" || r.Namespace == w.Namespace) && (w.Job == "" || r.Job == w.Job) && (w.Task == "" || r.Task == w.Task) &&
+		w.RootID.IsZero() == r.IsRoot() && (w.RootID.IsZero() || r.RootID == w.RootID)
 }
 
 // leased answers the run as people see it: running, while a lease of it lives that its row does not know the end of.

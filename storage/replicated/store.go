@@ -27,7 +27,10 @@ type Store struct {
 	state    *fsm.State
 }
 
-var _ storage.Store = (*Store)(nil)
+var (
+	_ storage.Store  = (*Store)(nil)
+	_ storage.Graphs = (*Store)(nil)
+)
 
 // New makes a store. It starts nothing.
 func New(proposer Proposer, state *fsm.State) *Store {
@@ -124,24 +127,29 @@ func (s *Store) StartVersion(context.Context, job.JobID, uint64, job.Instant) er
 
 // Submit implements storage.Births.
 func (s *Store) Submit(ctx context.Context, runs []*job.Run) ([]job.Receipt, error) {
+	return s.births(ctx, runs, func(runs []*job.Run) fsm.Command { return &fsm.Submit{Runs: runs} })
+}
+
+// births proposes births in commands of a size. Those that no entry holds are refused alone.
+func (s *Store) births(ctx context.Context, runs []*job.Run, command func([]*job.Run) fsm.Command) ([]job.Receipt, error) {
 	receipts := make([]job.Receipt, len(runs))
 	var fit []int
 	for i, r := range runs {
-		if n := (&fsm.Submit{Runs: runs[i : i+1]}).Size(); n > maxRunBytes {
+		if n := command(runs[i : i+1]).Size(); n > maxRunBytes {
 			receipts[i].Err = job.Errorf(job.Invalid, "too_large", "the run %s takes %d bytes in the log; at most %d fit", r.ID, n, maxRunBytes)
 			continue
 		}
 		fit = append(fit, i)
 	}
-	one := func(i *int) int { return (&fsm.Submit{Runs: runs[*i : *i+1]}).Size() }
+	one := func(i *int) int { return command(runs[*i : *i+1]).Size() }
 	var failed error
 	done, same := 0, true
 	for _, part := range split(fit, one) {
-		c := &fsm.Submit{Runs: make([]*job.Run, len(part))}
+		some := make([]*job.Run, len(part))
 		for n, i := range part {
-			c.Runs[n] = runs[i]
+			some[n] = runs[i]
 		}
-		answers, err := propose[[]job.Receipt](ctx, s, c)
+		answers, err := propose[[]job.Receipt](ctx, s, command(some))
 		for n, i := range part {
 			if err != nil {
 				receipts[i].Err = err
