@@ -49,6 +49,10 @@ const (
 	Ticks        Method = "Ticks"
 	Usage        Method = "Usage"
 	Prune        Method = "Prune"
+
+	Release      Method = "Release"
+	Fire         Method = "Fire"
+	Dependencies Method = "Dependencies"
 )
 
 // Faulty is a store that fails on cue. It is safe for concurrent use.
@@ -246,4 +250,19 @@ func (f *Faulty) Usage(ctx context.Context) (job.Usage, error) {
 // Prune implements storage.Store.
 func (f *Faulty) Prune(ctx context.Context, epoch job.Epoch, before job.Instant, limit int) (int, error) {
 	return try(f, Prune, func() (int, error) { return f.of.Prune(ctx, epoch, before, limit) })
+}
+
+// Release implements storage.Graphs.
+func (f *Faulty) Release(ctx context.Context, epoch job.Epoch, runs []*job.Run) ([]job.Receipt, error) {
+	return try(f, Release, func() ([]job.Receipt, error) { return f.of.(storage.Graphs).Release(ctx, epoch, runs) })
+}
+
+// Fire implements storage.Graphs.
+func (f *Faulty) Fire(ctx context.Context, epoch job.Epoch, jobs []job.JobID, now job.Instant, limit int) ([]*job.Run, error) {
+	return try(f, Fire, func() ([]*job.Run, error) { return f.of.(storage.Graphs).Fire(ctx, epoch, jobs, now, limit) })
+}
+
+// Dependencies implements storage.Graphs.
+func (f *Faulty) Dependencies(ctx context.Context, namespace, name string) ([]job.Dependency, error) {
+	return try(f, Dependencies, func() ([]job.Dependency, error) { return f.of.(storage.Graphs).Dependencies(ctx, namespace, name) })
 }

@@ -35,6 +35,8 @@ func Run(t *testing.T, open func(t *testing.T) storage.Store) {
 		{"ticks", ticks},
 		{"reads", reads},
 		{"prune", prunes},
+		{"tasks", tasks},
+		{"edges", edges},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			t.Parallel()
