@@ -30,6 +30,9 @@ func (s *Store) Runs(ctx context.Context, q storage.RunQuery) (page storage.RunP
 	if q.Job != "" && q.Namespace == "" {
 		return page, job.InvalidField("namespace", "a job is named within a namespace")
 	}
+	if q.Task != "" && q.RootID.IsZero() {
+		return page, job.InvalidField("root_id", "a task is named within a run")
+	}
 	err = s.use(ctx, reading, func(ctx context.Context, c *pgx.Conn) error {
 		l, err := newListing(ctx, c, &q)
 		if err == nil {
