@@ -89,7 +89,7 @@ func (p *pruning) oldRuns(before job.Instant) {
 			break
 		}
 		looks--
-		if r.FinishedAt < before {
+		if r.FinishedAt < before && !p.reusable(r, before) {
 			old = append(old, r)
 		}
 	}
@@ -97,6 +97,15 @@ func (p *pruning) oldRuns(before job.Instant) {
 	for _, r := range old {
 		p.dropRun(r)
 	}
+}
+
+// reusable tells whether a task run belongs to a root that is kept: a retry of that takes its success over (T8).
+func (p *pruning) reusable(r *job.Run, before job.Instant) bool {
+	if r.IsRoot() {
+		return false
+	}
+	root := p.history.rows.get(r.RootID)
+	return root != nil && root.FinishedAt >= before
 }
 
 // dropRun drops a run with its attempts. A task run whose root is live stays, and a root whose parent is: they need it.
