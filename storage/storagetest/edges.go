@@ -359,6 +359,7 @@ var edges = []testCase{
 			g.Fatalf("%d ends are consumed, of %d", consumed, enders*each)
 		}
 	})},
+	{"random jobs, ends and fires: each end that satisfies is consumed exactly once", graph(randomEdges)},
 }
 
 // cancel records an intent.
