@@ -194,7 +194,7 @@ func newGraphFacts(h *checker.History) *graphFacts {
 	for _, op := range h.Ops {
 		var s struct {
 			submission
-			Payload graphPayload
+			Payload graphPayload `json:"payload"`
 		}
 		if op.Kind == checker.Submit && json.Unmarshal(op.Body, &s) == nil && s.Labels[graphLabel] != "" {
 			s.submission.Payload = s.Payload

@@ -47,14 +47,16 @@ func startGraphs(c *cluster) *graphLoad {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if _, err := l.sdk.PutJob(ctx, l.named[0]); err != nil && job.AsError(err).Reason == "not_supported_yet" {
+	probe := *l.named[0]
+	probe.Name = "probe"
+	if _, err := l.sdk.PutJob(ctx, &probe); err != nil && job.AsError(err).Reason == "not_supported_yet" {
 		c.t.Skip("this build takes no jobs with tasks yet")
 	}
 	put(ctx, c.t, l.sdk, c.rec, l.first) // without its schedule: nothing of it ends before the others depend on it
 	for _, d := range slices.Concat(l.others, l.named) {
 		put(ctx, c.t, l.sdk, c.rec, d)
 	}
-	l.first.Schedule = &job.Schedule{Cron: "@every 3s", CatchUp: job.CatchUp{Policy: job.CatchUpAll}}
+	l.first.Schedule = &job.Schedule{Cron: "@every 1s", CatchUp: job.CatchUp{Policy: job.CatchUpAll}}
 	put(ctx, c.t, l.sdk, c.rec, l.first)
 	if c.t.Failed() {
 		c.t.FailNow()
@@ -228,7 +230,9 @@ func (l *graphLoad) dozen(c *cluster) {
 	r := rand.New(rand.NewPCG(c.seed, 6))
 	submit := func(from int) {
 		for i := range 6 {
-			l.submitGraph(r, (from+i)%len(graphKinds))
+			c.await(20*time.Second, "node that takes a graph", func() bool {
+				return !l.submitGraph(r, (from+i)%len(graphKinds)).IsZero()
+			})
 		}
 	}
 	submit(0)
