@@ -171,6 +171,7 @@ var codecs = []codec{
 	{KindCancel, 1, "cancel", func() Command { return new(Cancel) }},
 	{KindStoreTicks, 1, "store_ticks", func() Command { return new(StoreTicks) }},
 	{KindMove, 1, "move", func() Command { return new(Move) }},
+	{KindMove, 2, "move", func() Command { return new(Move) }},
 	{KindPrune, 1, "prune", func() Command { return new(Prune) }},
 	{KindRelease, 1, "release", func() Command { return new(Release) }},
 	{KindFire, 1, "fire", func() Command { return new(Fire) }},

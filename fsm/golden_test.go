@@ -73,7 +73,7 @@ func samples() []Command {
 		&Cancel{Intents: []job.CancelIntent{{ID: numbered(1), At: t0, Reason: job.OverlapReplaced}}},
 		&StoreTicks{Epoch: 1, Ticks: []job.Tick{sampleTick()}},
 		&Move{Epoch: 1, Moves: []job.Move{{ID: numbered(1), State: job.Scheduled, Reason: job.RetryBackoff, Fence: 1<<32 | 7, Attempt: 1, Losses: 1, Worker: "w",
-			ReadyAt: t0 + 1, QueuedAt: t0 + 2, StartedAt: t0 + 3, FinishedAt: t0 + 4, Result: []byte(`{}`), Error: "error", ExitCode: 3, Ended: sampleAttempt(), Failures: 1, IfFence: &fence}}},
+			ReadyAt: t0 + 1, QueuedAt: t0 + 2, StartedAt: t0 + 3, FinishedAt: t0 + 4, Result: []byte(`{}`), Error: "error", ExitCode: 3, Ended: sampleAttempt(), Failures: 1, IfFence: &fence, IfState: job.Queued}}},
 		&Prune{Epoch: 1, Before: t0, Limit: 100},
 		&Release{Epoch: 1, Runs: []*job.Run{sampleRun()}},
 		&Fire{Epoch: 1, Jobs: []job.JobID{id}, Now: t0, Limit: 100},
@@ -127,7 +127,10 @@ func TestGoldenOlder(t *testing.T) {
 	r := sampleRun()
 	r.Item, r.Items, r.ParentID, r.Depth, r.ReusedFrom, r.Upstreams = 0, 0, job.RunID{}, 0, job.RunID{}, nil
 	put := &PutJob{ID: job.JobID(numbered(3)), Namespace: "ns", Name: "job", Document: []byte(`{}`), IfVersion: 3, NewOnly: true, At: t0}
-	for name, c := range map[string]Command{"33_put_job_v1": put, "35_submit_v1": &Submit{Runs: []*job.Run{r}}} {
+	fence := job.MakeFence(1, 2)
+	move := &Move{Epoch: 1, Moves: []job.Move{{ID: numbered(1), State: job.Scheduled, Reason: job.RetryBackoff, Fence: 1<<32 | 7, Attempt: 1, Losses: 1, Worker: "w",
+		ReadyAt: t0 + 1, QueuedAt: t0 + 2, StartedAt: t0 + 3, FinishedAt: t0 + 4, Result: []byte(`{}`), Error: "error", ExitCode: 3, Ended: sampleAttempt(), Failures: 1, IfFence: &fence}}}
+	for name, c := range map[string]Command{"33_put_job_v1": put, "38_move_v1": move, "35_submit_v1": &Submit{Runs: []*job.Run{r}}} {
 		body, err := encoder.Marshal(c)
 		if err != nil {
 			t.Fatal(err)

@@ -4,7 +4,8 @@ import "github.com/musterhq/muster/job"
 
 // Move makes the leader's moves in the embedded store, with job.Move.Apply, and keeps the attempts that they end. It
 // answers []job.Moved. Moves are taken however full the store is: results have to land somewhere (D6). The end of a root run
-// satisfies the edges of the jobs that depend on its job; see PutJob for why that is no new version.
+// satisfies the edges of the jobs that depend on its job; see PutJob for why that is no new version. Version 2 is for moves
+// with IfState.
 type Move struct {
 	Epoch job.Epoch  `cbor:"1,keyasint"`
 	Moves []job.Move `cbor:"2,keyasint"`
@@ -12,6 +13,15 @@ type Move struct {
 
 // Kind implements Command.
 func (*Move) Kind() Kind { return KindMove }
+
+func (c *Move) version() uint8 {
+	for i := range c.Moves {
+		if c.Moves[i].IfState != 0 {
+			return 2
+		}
+	}
+	return 1
+}
 
 // Size implements Command.
 func (c *Move) Size() int {

@@ -55,17 +55,20 @@ type Move struct {
 	Failures uint32   `cbor:"16,keyasint,omitempty"`
 	// IfFence guards a move that ends no attempt: it was decided from a row on which the last attempt ended was this one.
 	IfFence *Fence `cbor:"17,keyasint,omitempty"`
+	// IfState, likewise, guards one that was decided from a row in this state: a root may have been opened meanwhile, and then
+	// ends with its tasks only.
+	IfState State `cbor:"18,keyasint,omitempty"`
 }
 
 // Apply makes the move: the new row, or false when the run is past it. It is false for a terminal run (D4), for a move
 // that ends an older attempt than one that ended already or says late that an ended one runs (L3), and for one whose
-// IfFence is not the row's. A move to a state from which an attempt could start becomes cancelled when a cancel intent is
-// there (L9). Every store makes moves through this function.
+// IfFence or IfState is not the row's. A move to a state from which an attempt could start becomes cancelled when a cancel
+// intent is there (L9). Every store makes moves through this function.
 func (m *Move) Apply(r *Run) (*Run, bool) {
 	if r.State.Terminal() || m.Fence != 0 && m.Fence < r.Fence || m.State == Running && m.Fence <= r.Fence {
 		return r, false
 	}
-	if m.IfFence != nil && *m.IfFence != r.Fence {
+	if m.IfFence != nil && *m.IfFence != r.Fence || m.IfState != 0 && m.IfState != r.State {
 		return r, false
 	}
 	n := *r

@@ -91,6 +91,15 @@ func (r *Run) Startable(now Instant) bool {
 // LaneKey is the lane (Q2) in which the run queues.
 func (r *Run) LaneKey() LaneKey { return LaneKey(r.Lane) }
 
+// IfOpened is the guard (Move.IfState) of a move that was decided from this row and must not be made once the leader has opened
+// the run; none for a run that needs no opening.
+func (r *Run) IfOpened() State {
+	if r.LaneKey().OnLeader() {
+		return r.State
+	}
+	return 0
+}
+
 // LaneKey names a lane: namespace, selector and concurrency key, in one canonical text. Namespaces contain no '|'.
 type LaneKey string
 

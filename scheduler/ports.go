@@ -68,6 +68,10 @@ type Store interface {
 	Version(ctx context.Context, id job.JobID, version uint64) (*job.Version, error)
 	Cancel(ctx context.Context, intents []job.CancelIntent) ([]job.Receipt, error)
 	Prune(ctx context.Context, epoch job.Epoch, before job.Instant, limit int) (int, error)
+	Runs(ctx context.Context, q job.RunQuery) (job.RunPage, error)
+	Job(ctx context.Context, namespace, name string) (*job.Job, error)
+	Release(ctx context.Context, epoch job.Epoch, runs []*job.Run) ([]job.Receipt, error)
+	Fire(ctx context.Context, epoch job.Epoch, jobs []job.JobID, now job.Instant, limit int) ([]*job.Run, error)
 }
 
 // Queue is what the leader asks of the queue; the contract is in package storage.

@@ -13,11 +13,13 @@ import (
 	"github.com/musterhq/muster/scheduler/backlog"
 	"github.com/musterhq/muster/scheduler/clock"
 	"github.com/musterhq/muster/scheduler/dispatch"
+	"github.com/musterhq/muster/scheduler/fire"
 	"github.com/musterhq/muster/scheduler/fleet"
 	"github.com/musterhq/muster/scheduler/overlap"
 	"github.com/musterhq/muster/scheduler/pace"
 	"github.com/musterhq/muster/scheduler/reap"
 	"github.com/musterhq/muster/scheduler/reconcile"
+	"github.com/musterhq/muster/scheduler/resolve"
 	"github.com/musterhq/muster/scheduler/settle"
 	"github.com/musterhq/muster/scheduler/specs"
 	"github.com/musterhq/muster/scheduler/status"
@@ -58,6 +60,8 @@ type Term struct {
 	clock      *clock.Clock
 	dispatcher *dispatch.Dispatcher
 	settler    *settle.Settler
+	resolver   *resolve.Resolver
+	firer      *fire.Firer
 	reaper     *reap.Reaper
 	reconciler *reconcile.Reconciler
 	schedules  *reconcile.Schedules
@@ -105,14 +109,22 @@ func Begin(ctx context.Context, c Config) (*Term, error) {
 	t.settler.Init()
 	t.dispatcher = &dispatch.Dispatcher{Epoch: epoch, Store: c.Store, Queue: t.queue, Control: c.Control, Gateways: c.Gateways,
 		Mover: t.settler, Fleet: t.fleet, Specs: t.specs, Now: now, Pace: c.Pace, Logger: c.Logger}
+	t.resolver = &resolve.Resolver{Epoch: epoch, Store: c.Store, Mover: t.settler, Fleet: t.fleet, Specs: t.specs, Fence: t.dispatcher.NextFence,
+		Now: now, Jitter: c.Jitter, Pace: c.Pace, Logger: c.Logger, Born: t.Born, Stop: t.stop, Wake: t.Wake}
+	t.resolver.Init()
+	t.firer = &fire.Firer{Epoch: epoch, Store: c.Store, Now: now, Born: t.Born, Logger: c.Logger}
+	t.firer.Init()
+	t.dispatcher.Resolver = t.resolver
+	t.settler.Ended, t.settler.Due = t.resolver.Ended, t.firer.Due
 	t.clock = &clock.Clock{Epoch: epoch, Control: c.Control, Store: c.Store, Overlap: t.overlap, Now: now, Pace: c.Pace, Logger: c.Logger,
 		Born: t.Born, Replace: t.replace, Decided: c.Metrics.decided}
 	t.reaper = &reap.Reaper{Epoch: epoch, Fleet: t.fleet, Control: c.Control, Gateways: c.Gateways, Report: t.settler.Report, Logger: c.Logger}
 	t.reconciler = &reconcile.Reconciler{Epoch: epoch, Store: c.Store, Queue: t.queue, Control: c.Control, Mover: t.settler,
-		Fleet: t.fleet, Overlap: t.overlap, Now: now, Logger: c.Logger, Wake: t.Wake, Stop: t.stop, Swept: t.queue.Swept,
+		Resolver: t.resolver, Fleet: t.fleet, Overlap: t.overlap, Now: now, Logger: c.Logger, Wake: t.Wake, Stop: t.stop, Swept: t.queue.Swept,
 		Mended: c.Metrics.mended}
 	t.reconciler.Init()
 	t.settler.Held, t.settler.Later, t.dispatcher.Later = t.reconciler.Held, t.reconciler.Later, t.reconciler.Later
+	t.resolver.Later = t.reconciler.Later
 	t.schedules = &reconcile.Schedules{Definitions: c.Store, Marks: c.Control, Logger: c.Logger, Mended: c.Metrics.mended}
 	if c.Status != nil {
 		t.status = &status.Keeper{Cache: c.Status, Store: c.Store, Fleet: t.fleet, Now: now, Lost: c.Metrics.statusLost}
@@ -182,7 +194,7 @@ func (t *Term) Run(reign context.Context) error {
 func (t *Term) Parts() []*pace.Part {
 	parts := []*pace.Part{
 		t.clock.Deciding(), t.clock.Storing(), t.settler.Settling(), t.reaper.Reaping(), t.reconciler.Reconciling(), t.schedules.Comparing(),
-		t.queue.Loading(),
+		t.queue.Loading(), t.resolver.Resolving(), t.firer.Firing(),
 		{Name: "dispatcher", Turn: t.dispatch, Signals: [2]<-chan struct{}{t.wake, t.fleet.Freed()}},
 		{Name: "janitor", Turn: t.prune},
 		{Name: "canceller", Turn: t.cancel, Signals: [2]<-chan struct{}{t.cancelled}},
@@ -224,7 +236,7 @@ func (t *Term) dispatch(ctx context.Context) (time.Duration, error) {
 	case p.Undeliverable > 0:
 		t.Pace.Sleep(ctx, 20*time.Millisecond) // the gateway is about to say that the session is gone
 		return 0, nil
-	case p.Granted > 0 || p.Dropped > 0:
+	case p.Granted > 0 || p.Opened > 0 || p.Dropped > 0:
 		return 0, nil
 	case p.NextAt != 0:
 		return min(idleWake, max(time.Millisecond, p.NextAt.Sub(job.At(t.Clock.Now())))), nil
@@ -304,12 +316,10 @@ func (t *Term) cancel(ctx context.Context) (time.Duration, error) {
 	}
 }
 
-// stop stops runs by what each is in: a lease is told to its worker, anything else is moved.
+// stop stops runs by what each is in: a lease is told to its worker, an open root to the resolver, anything else is moved.
 func (t *Term) stop(ctx context.Context, why job.Reason, ids ...job.RunID) {
 	var orders []job.StopOrder
-	var moves []job.Move
 	var free []job.RunID
-	now := job.At(t.Clock.Now())
 	for _, id := range ids {
 		order, pending := t.fleet.Stop(id, why)
 		switch {
@@ -317,21 +327,55 @@ func (t *Term) stop(ctx context.Context, why job.Reason, ids ...job.RunID) {
 			orders = append(orders, *order)
 		case !pending:
 			free = append(free, id)
-			moves = append(moves, job.Move{ID: id, State: job.Cancelled, Reason: why, FinishedAt: now})
 		}
 	}
 	if len(orders) > 0 {
 		t.Gateways.Stop(ctx, orders)
 	}
+	for len(free) > 0 {
+		n := min(len(free), 1000)
+		t.stopFree(ctx, why, free[:n])
+		free = free[n:]
+	}
+}
+
+// stopFree stops runs that have no lease.
+func (t *Term) stopFree(ctx context.Context, why job.Reason, ids []job.RunID) {
+	runs, err := t.Store.Load(ctx, ids)
+	if err != nil {
+		t.Logger.Debug("cancelling is left to the reconciler", "count", len(ids), "err", err)
+		t.reconciler.Later(ids...)
+		return
+	}
+	var moves []job.Move
+	var out []job.RunID
+	now := job.At(t.Clock.Now())
+	for _, r := range runs {
+		switch {
+		case r == nil:
+		case r.State == job.Running && r.LaneKey().OnLeader():
+			t.resolver.Adopt(r)
+		default: // one that has ended, too: perhaps nobody has heard of that
+			out = append(out, r.ID)
+			moves = append(moves, job.Move{ID: r.ID, State: job.Cancelled, Reason: why, FinishedAt: now, IfState: r.IfOpened()})
+		}
+	}
 	if len(moves) == 0 {
 		return
 	}
-	if err := t.queue.Remove(ctx, t.epoch, free); err != nil {
-		t.Logger.Debug("taking cancelled runs out of the queue", "count", len(free), "err", err) // dropped when popped (Q3)
+	if err := t.queue.Remove(ctx, t.epoch, out); err != nil {
+		t.Logger.Debug("taking cancelled runs out of the queue", "count", len(out), "err", err) // dropped when popped (Q3)
 	}
-	if err := t.settler.Move(ctx, moves); err != nil {
+	moved, err := t.settler.MoveAll(ctx, moves)
+	if err != nil {
 		t.Logger.Debug("cancelling is left to the reconciler", "count", len(moves), "err", err)
-		t.reconciler.Later(free...)
+		t.reconciler.Later(out...)
+		return
+	}
+	for i, m := range moved {
+		if !m.Applied && m.Run != nil && !m.Run.State.Terminal() { // opened meanwhile
+			t.reconciler.Later(out[i])
+		}
 	}
 }
 

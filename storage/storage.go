@@ -21,6 +21,7 @@ type Store interface {
 	Definitions
 	Births
 	Moves
+	Graphs
 	Reads
 	Prunes
 }

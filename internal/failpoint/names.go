@@ -31,6 +31,10 @@ func Points() []Point {
 		{"settle/queued", "Retries of settled runs are queued; runs that waited for them are not released yet."},
 		{"settle/acknowledged", "The workers were told that their results are kept; what follows from the ends has not happened."},
 		{"reap/requeued", "Attempts whose leases ran out are recorded as lost, or about to be; Raft still has their leases."},
+		{"resolve/opened", "The store says that roots with tasks, or run_job tasks, are running; nothing below them is born."},
+		{"resolve/released", "The store has task runs that what ended lets run; they are not queued."},
+		{"resolve/ended", "The store has the ends of roots and of tasks with for_each; what follows from them has not happened."},
+		{"fire/fired", "The store has runs of jobs whose dependencies were satisfied, and has cleared those; they are not queued."},
 		{"births/stored", "The store has submitted runs; neither the client nor the leader was told."},
 	}
 }

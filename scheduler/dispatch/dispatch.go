@@ -8,15 +8,18 @@
 package dispatch
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 
 	"github.com/musterhq/muster/internal/failpoint"
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/scheduler/fleet"
 	"github.com/musterhq/muster/scheduler/pace"
+	"github.com/musterhq/muster/scheduler/resolve"
 	"github.com/musterhq/muster/scheduler/specs"
 )
 
@@ -50,6 +53,16 @@ type Mover interface {
 	Move(ctx context.Context, moves []job.Move) error
 }
 
+// Resolver opens what has no worker, and knows what work is given.
+type Resolver interface {
+	// Room is how many roots may be opened.
+	Room() int
+	// Take opens runs of leaders' lanes.
+	Take(runs []*job.Run)
+	// Prepare fills in templates.
+	Prepare(ctx context.Context, runs []*job.Run) ([]resolve.Prepared, error)
+}
+
 // MaxBatch bounds one step: how many runs are popped, placed and granted together.
 const MaxBatch = 1000
 
@@ -61,6 +74,7 @@ type Dispatcher struct {
 	Control  Control
 	Gateways Gateways
 	Mover    Mover
+	Resolver Resolver
 	Fleet    *fleet.Fleet
 	Specs    *specs.Specs
 	Now      func() job.Instant
@@ -69,7 +83,7 @@ type Dispatcher struct {
 	// Later is told of runs that somebody has to look at again, because the store or the queue took nothing; may be nil.
 	Later func(ids ...job.RunID)
 
-	sequence uint32
+	sequence atomic.Uint32
 	limits   map[job.LaneKey]int // of concurrency keys, as the last run seen in the lane had it
 	turn     int                 // which namespace is served first; moves on with each step
 }
@@ -77,6 +91,7 @@ type Dispatcher struct {
 // Progress is what one step did.
 type Progress struct {
 	Granted       int
+	Opened        int         // handed to the resolver
 	Undeliverable int         // granted, but never written to the worker's stream: back in the queue
 	Dropped       int         // popped, and not startable: the entry is gone
 	NextAt        job.Instant // when the first delayed entry is ready; 0 if there is none
@@ -104,13 +119,14 @@ func (d *Dispatcher) Step(ctx context.Context) (Progress, error) {
 		return p, err
 	}
 	failpoint.Hit("dispatch/popped")
-	candidates, err := d.candidates(ctx, entries, now)
+	candidates, opened, err := d.candidates(ctx, entries, now)
 	if err != nil {
 		d.pushBack(ctx, entries)
 		return p, err
 	}
 	failpoint.Hit("dispatch/read")
-	p.Dropped = len(entries) - len(candidates)
+	p.Opened = len(opened)
+	p.Dropped = len(entries) - len(candidates) - len(opened)
 	err = d.grant(ctx, candidates, now, &p)
 	return p, err
 }
@@ -118,7 +134,6 @@ func (d *Dispatcher) Step(ctx context.Context) (Progress, error) {
 // wants says how much to pop from which lane: only lanes that can be served (Q2), shares between namespaces first, and
 // within one the lane whose first entry comes first (Q4).
 func (d *Dispatcher) wants(lanes []job.LaneDepth) []job.LaneWant {
-	byNamespace := map[string][]job.LaneDepth{}
 	keys := make([]job.LaneKey, 0, len(lanes))
 	for _, l := range lanes {
 		if l.Ready > 0 && d.Control.Paused(job.JobID{}, l.Lane.Namespace()) == job.NoReason {
@@ -129,9 +144,15 @@ func (d *Dispatcher) wants(lanes []job.LaneDepth) []job.LaneWant {
 		return nil
 	}
 	capacity, total := d.Fleet.Capacity(keys)
+	opening := min(d.Resolver.Room(), MaxBatch)
 	room := make(map[job.LaneKey]int, len(keys))
 	for i, k := range keys {
 		n := capacity[i]
+		if k.OnLeader() {
+			if n = opening; k.Below() {
+				n = MaxBatch
+			}
+		}
 		if k.ConcurrencyKey() != "" {
 			limit, known := d.limits[k]
 			if !known {
@@ -141,12 +162,28 @@ func (d *Dispatcher) wants(lanes []job.LaneDepth) []job.LaneWant {
 		}
 		room[k] = n
 	}
+	var onWorkers, onLeader []job.LaneDepth
 	for _, l := range lanes {
 		if n := min(room[l.Lane], l.Ready); n > 0 {
 			l.Ready = n
-			ns := l.Lane.Namespace()
-			byNamespace[ns] = append(byNamespace[ns], l)
+			if l.Lane.OnLeader() {
+				onLeader = append(onLeader, l)
+			} else {
+				onWorkers = append(onWorkers, l)
+			}
 		}
+	}
+	wants := append(d.share(onLeader, MaxBatch), d.share(onWorkers, min(total, MaxBatch))...)
+	d.turn++
+	return wants
+}
+
+// share says how much to pop from lanes that can be served, so many entries in all.
+func (d *Dispatcher) share(lanes []job.LaneDepth, left int) []job.LaneWant {
+	byNamespace := map[string][]job.LaneDepth{}
+	for _, l := range lanes {
+		ns := l.Lane.Namespace()
+		byNamespace[ns] = append(byNamespace[ns], l)
 	}
 	names := make([]string, 0, len(byNamespace))
 	for ns, ls := range byNamespace {
@@ -156,7 +193,6 @@ func (d *Dispatcher) wants(lanes []job.LaneDepth) []job.LaneWant {
 		})
 	}
 	slices.Sort(names)
-	left := min(total, MaxBatch)
 	var wants []job.LaneWant
 	for i := range names { // each namespace an equal share of what is left; what one does not use the next may
 		ls := byNamespace[names[(i+d.turn)%len(names)]]
@@ -170,12 +206,11 @@ func (d *Dispatcher) wants(lanes []job.LaneDepth) []job.LaneWant {
 			share, left = share-n, left-n
 		}
 	}
-	d.turn++
 	return wants
 }
 
 // candidates reads what was popped (Q3) and keeps what may start. What must move instead is moved.
-func (d *Dispatcher) candidates(ctx context.Context, entries []job.QueueEntry, now job.Instant) ([]fleet.Candidate, error) {
+func (d *Dispatcher) candidates(ctx context.Context, entries []job.QueueEntry, now job.Instant) (work []fleet.Candidate, opened []*job.Run, err error) {
 	ids := make([]job.RunID, len(entries))
 	for i := range entries {
 		ids[i] = entries[i].RunID
@@ -183,12 +218,14 @@ func (d *Dispatcher) candidates(ctx context.Context, entries []job.QueueEntry, n
 	d.Fleet.BeginRead()
 	runs, err := d.Store.Load(ctx, ids)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	d.Specs.Prefetch(ctx, d.Pace, runs)
 	out := make([]fleet.Candidate, 0, len(runs))
 	var moves []job.Move
 	var early []job.QueueEntry
+	var opening []*job.Run
+	taken := map[job.LaneKey]int{} // keys that those will hold
 	for _, r := range runs {
 		if r == nil || r.State.Terminal() {
 			continue
@@ -211,14 +248,31 @@ func (d *Dispatcher) candidates(ctx context.Context, entries []job.QueueEntry, n
 				Error: "the definition of this run is gone"})
 			continue
 		default:
-			return nil, err
+			return nil, nil, err
 		}
 		c := fleet.Candidate{Run: r, Spec: spec, Lane: r.LaneKey(), Slots: max(1, spec.Slots)}
 		if spec.Concurrency != nil && spec.Concurrency.Key != "" {
 			c.Limit = max(1, spec.Concurrency.Limit)
 			d.setLimit(c.Lane, c.Limit)
 		}
+		if c.Lane.OnLeader() {
+			if c.Limit > 0 && d.Fleet.Held(c.Lane)+taken[c.Lane] >= c.Limit {
+				early = append(early, Entry(r, now))
+				continue
+			}
+			taken[c.Lane]++
+			opening = append(opening, r)
+			continue
+		}
 		out = append(out, c)
+	}
+	out, failed, err := d.prepare(ctx, out, now)
+	if err != nil {
+		return nil, nil, err
+	}
+	moves = append(moves, failed...)
+	if len(opening) > 0 {
+		d.Resolver.Take(opening)
 	}
 	d.pushBack(ctx, early)
 	if len(moves) > 0 {
@@ -229,7 +283,51 @@ func (d *Dispatcher) candidates(ctx context.Context, entries []job.QueueEntry, n
 			}
 		}
 	}
-	return out, nil
+	return out, opening, nil
+}
+
+// prepare fills in the templates of work, and finds its payload. What cannot be filled in fails.
+func (d *Dispatcher) prepare(ctx context.Context, cs []fleet.Candidate, now job.Instant) ([]fleet.Candidate, []job.Move, error) {
+	var runs []*job.Run
+	var index []int
+	for i := range cs {
+		cs[i].Payload = cs[i].Run.Payload
+		if d.templated(ctx, cs[i].Run) {
+			runs, index = append(runs, cs[i].Run), append(index, i)
+		}
+	}
+	if len(runs) == 0 {
+		return cs, nil, nil
+	}
+	prepared, err := d.Resolver.Prepare(ctx, runs)
+	if err != nil {
+		return nil, nil, err
+	}
+	var failed []job.Move
+	for n, p := range prepared {
+		c := &cs[index[n]]
+		if p.Err == nil {
+			c.Spec, c.Payload = p.Spec, p.Payload
+			continue
+		}
+		failed = append(failed, job.Move{ID: c.Run.ID, State: job.Failed, Reason: job.ExpressionFailed, FinishedAt: now,
+			Error: job.AsError(p.Err).Message, IfFence: &c.Run.Fence})
+		c.Run = nil
+	}
+	return slices.DeleteFunc(cs, func(c fleet.Candidate) bool { return c.Run == nil }), failed, nil
+}
+
+// templated tells whether what the work of a run is given has to be found out. Documents of runs of no job are many, so
+// those without a template are not compiled.
+func (d *Dispatcher) templated(ctx context.Context, r *job.Run) bool {
+	if r.Task != "" {
+		return true
+	}
+	if len(r.Spec) > 0 {
+		return bytes.Contains(r.Spec, []byte(job.TemplateMark))
+	}
+	p, err := d.Specs.Plan(ctx, r)
+	return err == nil && !p.Plain("")
 }
 
 func (d *Dispatcher) later(id job.RunID) {
@@ -248,7 +346,7 @@ func (d *Dispatcher) setLimit(lane job.LaneKey, limit int) {
 
 // NotNow says how a live run without a lease must move instead of starting, if it must.
 func NotNow(r *job.Run, paused job.Reason, now job.Instant) (job.Move, bool) {
-	m := job.Move{ID: r.ID, FinishedAt: now, IfFence: &r.Fence}
+	m := job.Move{ID: r.ID, FinishedAt: now, IfFence: &r.Fence, IfState: r.IfOpened()}
 	switch {
 	case r.CancelAt != 0:
 		m.State, m.Reason = job.Cancelled, job.CancelRequested
@@ -270,7 +368,7 @@ func (d *Dispatcher) grant(ctx context.Context, candidates []fleet.Candidate, no
 	if len(candidates) == 0 {
 		return nil
 	}
-	grants, sessions, seat := d.Fleet.Reserve(candidates, now, d.nextFence)
+	grants, sessions, seat := d.Fleet.Reserve(candidates, now, d.NextFence)
 	var back []job.QueueEntry
 	placed := make([]fleet.Candidate, 0, len(grants))
 	for i := range candidates {
@@ -365,10 +463,8 @@ func (d *Dispatcher) adopt(grants []job.Grant, refused []int) {
 	d.Fleet.Resume(unknown)
 }
 
-func (d *Dispatcher) nextFence() job.Fence {
-	d.sequence++
-	return job.MakeFence(d.Epoch, d.sequence)
-}
+// NextFence is one that nobody else has: of a grant, or of the resolver's.
+func (d *Dispatcher) NextFence() job.Fence { return job.MakeFence(d.Epoch, d.sequence.Add(1)) }
 
 func (d *Dispatcher) pushBack(ctx context.Context, entries []job.QueueEntry) {
 	if len(entries) == 0 {
@@ -418,7 +514,7 @@ func assignment(g *job.Grant, c *fleet.Candidate) *job.Assignment {
 	}
 	return &job.Assignment{
 		RunID: r.ID, RootID: root, Fence: g.Fence, Attempt: g.Attempt, Namespace: r.Namespace, Job: r.Job,
-		JobVersion: r.JobVersion, Task: r.Task, ScheduledAt: r.ScheduledAt, DeadlineAt: r.DeadlineAt, Payload: r.Payload,
+		JobVersion: r.JobVersion, Task: r.Task, ScheduledAt: r.ScheduledAt, DeadlineAt: r.DeadlineAt, Payload: c.Payload,
 		Labels: r.Labels, Spec: c.Spec,
 	}
 }

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"container/heap"
+	"encoding/json"
 	"sort"
 
 	"github.com/musterhq/muster/job"
@@ -9,11 +10,12 @@ import (
 
 // Candidate is a run that was popped and read, and could start now.
 type Candidate struct {
-	Run   *job.Run
-	Spec  *job.Document
-	Lane  job.LaneKey
-	Limit int // of its concurrency key; 0: no key
-	Slots int
+	Run     *job.Run
+	Spec    *job.Document
+	Payload json.RawMessage // of the work, templates filled in
+	Lane    job.LaneKey
+	Limit   int // of its concurrency key; 0: no key
+	Slots   int
 }
 
 // Seat is what one worker can still take.

@@ -67,20 +67,26 @@ type Mover interface {
 	Move(ctx context.Context, moves []job.Move) error
 }
 
+// Resolver has the runs of leaders' lanes that are running.
+type Resolver interface {
+	Adopt(runs ...*job.Run)
+}
+
 // Reconciler is one term's.
 type Reconciler struct {
-	Epoch   job.Epoch
-	Store   Store
-	Queue   Queue
-	Control Control
-	Mover   Mover
-	Fleet   *fleet.Fleet
-	Overlap *overlap.Tracker
-	Now     func() job.Instant
-	Logger  *slog.Logger
-	Wake    func() // the dispatcher has something new
-	Stop    func(ctx context.Context, why job.Reason, ids ...job.RunID)
-	Swept   func() // all live runs were looked at once
+	Epoch    job.Epoch
+	Store    Store
+	Queue    Queue
+	Control  Control
+	Mover    Mover
+	Resolver Resolver
+	Fleet    *fleet.Fleet
+	Overlap  *overlap.Tracker
+	Now      func() job.Instant
+	Logger   *slog.Logger
+	Wake     func() // the dispatcher has something new
+	Stop     func(ctx context.Context, why job.Reason, ids ...job.RunID)
+	Swept    func() // all live runs were looked at once
 	// Mended counts what was mended; may be nil.
 	Mended func(what string, n int)
 
@@ -367,6 +373,10 @@ func (r *Reconciler) examine(ctx context.Context, runs []*job.Run) error {
 	var moves []job.Move
 	var queue []*job.Run
 	for _, x := range runs {
+		if x.State == job.Running && x.LaneKey().OnLeader() { // it ends with what is below it
+			r.Resolver.Adopt(x)
+			continue
+		}
 		if r.Fleet.InHand(x.ID) {
 			if x.CancelAt != 0 {
 				r.Stop(ctx, job.CancelRequested, x.ID)

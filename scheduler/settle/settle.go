@@ -68,9 +68,11 @@ type Settler struct {
 	Pace     pace.Pace
 	Logger   *slog.Logger
 	Metrics  Metrics
-	Wake     func()           // the dispatcher has something new
-	Settled  func([]*job.Run) // told of runs that became terminal; may be nil
-	Held     func(job.JobID)  // told of jobs of which runs became held
+	Wake     func()            // the dispatcher has something new
+	Settled  func([]*job.Run)  // told of runs that became terminal; may be nil
+	Held     func(job.JobID)   // told of jobs of which runs became held
+	Ended    func([]*job.Run)  // told of runs that are terminal, perhaps again, for whatever waits for them; may be nil
+	Due      func([]job.JobID) // told of jobs that may be due because of a move (Moved.Due); may be nil
 	// Later is told of runs that somebody has to look at again, because the store or the queue took nothing.
 	Later func(ids ...job.RunID)
 
@@ -432,11 +434,16 @@ func (s *Settler) move(ctx context.Context, moves []job.Move) ([]job.Moved, erro
 func (s *Settler) after(ctx context.Context, moved []job.Moved) error {
 	var entries []job.QueueEntry
 	var release []job.Move
-	var ended []*job.Run
+	var ended, over []*job.Run
+	var due []job.JobID
 	for _, m := range moved {
 		r := m.Run
 		if r == nil {
 			continue
+		}
+		due = append(due, m.Due...)
+		if r.State.Terminal() {
+			over = append(over, r)
 		}
 		switch {
 		case r.State == job.Queued || r.State == job.Scheduled:
@@ -467,6 +474,12 @@ func (s *Settler) after(ctx context.Context, moved []job.Moved) error {
 	if s.Settled != nil && len(ended) > 0 {
 		s.Settled(ended)
 	}
+	if s.Ended != nil && len(over) > 0 {
+		s.Ended(over)
+	}
+	if s.Due != nil && len(due) > 0 {
+		s.Due(due)
+	}
 	s.Wake()
 	if len(release) == 0 {
 		return nil
@@ -490,22 +503,33 @@ func (s *Settler) later(id job.RunID) {
 
 // Move moves runs that have no lease, each in the hand of the mover; those in another hand are left for later.
 func (s *Settler) Move(ctx context.Context, moves []job.Move) error {
+	_, err := s.MoveAll(ctx, moves)
+	return err
+}
+
+// MoveAll is Move that answers, for each, what became of it: the zero Moved of one that was left for later.
+func (s *Settler) MoveAll(ctx context.Context, moves []job.Move) ([]job.Moved, error) {
 	free := moves[:0:0]
+	index := make([]int, 0, len(moves))
 	held := make([]job.RunID, 0, len(moves))
-	for _, m := range moves {
+	for i, m := range moves {
 		lease, hand := s.Fleet.TakeHand(m.ID)
 		if hand != fleet.Taken {
 			continue
 		}
 		held = append(held, m.ID)
 		if lease == nil {
-			free = append(free, m)
+			free, index = append(free, m), append(index, i)
 		}
 	}
 	moved, err := s.move(ctx, free)
 	s.Fleet.LetGo(held...)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return s.after(ctx, moved)
+	all := make([]job.Moved, len(moves))
+	for i := range moved {
+		all[index[i]] = moved[i]
+	}
+	return all, s.after(ctx, moved)
 }

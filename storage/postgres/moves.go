@@ -119,7 +119,7 @@ func sortMoves(moves []job.Move) (ends, rest []int) {
 // endsRun tells whether all that Apply does for the move is to refuse it, or to set what end_attempts sets: it ends an
 // attempt and the run, and neither a guard nor a kept attempt nor a time to queue at comes with it.
 func endsRun(m *job.Move) bool {
-	return m.State.Terminal() && m.Fence != 0 && m.IfFence == nil && m.Ended == nil && m.ReadyAt == 0 && m.QueuedAt == 0
+	return m.State.Terminal() && m.Fence != 0 && m.IfFence == nil && m.IfState == 0 && m.Ended == nil && m.ReadyAt == 0 && m.QueuedAt == 0
 }
 
 // movedColumns are what moves change, in the order of end_attempts and write_runs; the last three only with the latter.

@@ -1,0 +1,533 @@
+// Package resolve carries out what has no worker: root runs with tasks, and tasks that run other jobs (run_job). It opens
+// them when the dispatcher takes them from their lane, gives birth to the task runs that what has ended lets run (T1), and
+// ends them when everything below them has ended (T4, T5, T9). What follows from what is for package job/dag to say; this
+// package has it stored.
+//
+// All that it knows of an open root can be read again from the store: the row of the root, which is running, and the rows
+// of its task runs. So crash points are harmless:
+//
+//   - After a root was opened and before its first tasks were born: the next leader meets a running row of a leader's lane,
+//     adopts it, and decides the same (ids are derived).
+//   - After a task was settled and before what follows was born: likewise.
+//   - After births were stored and before they were queued: they are live rows, which the reconciler queues.
+//   - After a run_job task was opened and before its child was born: the adopting leader finds no child under the derived id,
+//     and gives birth to it.
+//   - After the last task was settled and before the root ended: adopted, and ended.
+//   - A call whose outcome is unknown is made again: births that are there are answered as they are, moves carry values.
+//
+// A newer leader fences all of it (L1).
+package resolve
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/musterhq/muster/internal/failpoint"
+	"github.com/musterhq/muster/job"
+	"github.com/musterhq/muster/job/dag"
+	"github.com/musterhq/muster/scheduler/fleet"
+	"github.com/musterhq/muster/scheduler/pace"
+	"github.com/musterhq/muster/scheduler/specs"
+)
+
+// Store is what the resolver asks of the store.
+type Store interface {
+	Load(ctx context.Context, ids []job.RunID) ([]*job.Run, error)
+	Runs(ctx context.Context, q job.RunQuery) (job.RunPage, error)
+	Release(ctx context.Context, epoch job.Epoch, runs []*job.Run) ([]job.Receipt, error)
+	Job(ctx context.Context, namespace, name string) (*job.Job, error)
+	Cancel(ctx context.Context, intents []job.CancelIntent) ([]job.Receipt, error)
+}
+
+// Mover moves runs that have no lease.
+type Mover interface {
+	MoveAll(ctx context.Context, moves []job.Move) ([]job.Moved, error)
+}
+
+const (
+	// MaxOpen bounds the roots that are open at once, and maxTasks their tasks: they are in memory. What an open root waits
+	// for is not bounded, or it would wait for ever.
+	MaxOpen  = 20_000
+	maxTasks = 2_000_000
+
+	// maxStep bounds what one step takes of each kind, maxBirths and maxBytes what is released at once.
+	maxStep   = 1000
+	maxBirths = 1000
+	maxBytes  = 1 << 20
+
+	// lookEvery is how often roots are looked at that nobody has heard of for quiet, in case news were lost; lookRows bounds
+	// the rows of one look.
+	lookEvery = 5 * time.Second
+	quiet     = 10 * time.Second
+	lookRows  = 1000
+
+	// keptPayload is how large a root's payload may be to be kept in memory.
+	keptPayload = 4 << 10
+	// again is how long a move waits that somebody else's hand kept back.
+	again = 10 * time.Millisecond
+)
+
+// Resolver is one term's. Step is called by one goroutine; Open, Adopt, Ended, Cancel, Room, Root and Prepare by any.
+type Resolver struct {
+	Epoch  job.Epoch
+	Store  Store
+	Mover  Mover
+	Fleet  *fleet.Fleet
+	Specs  *specs.Specs
+	Fence  func() job.Fence
+	Now    func() job.Instant
+	Jitter func() float64
+	Pace   pace.Pace
+	Logger *slog.Logger
+	Born   func([]*job.Run)                                            // queues what was born
+	Stop   func(ctx context.Context, why job.Reason, ids ...job.RunID) // stops runs that have cancel intents
+	Later  func(ids ...job.RunID)                                      // has runs looked at that nobody here knows
+	Wake   func()                                                      // there is room for more roots
+
+	trouble pace.Trouble
+
+	// Of the goroutine that has its turns.
+	children map[job.RunID]*child // by the id of the child run
+	parents  map[job.RunID]*child // by the id of the task run
+	touched  []*root              // something was noted since their last Next
+	outcomes []outcome            // of run_job tasks, to be stored
+	cancels  []*root              // cancelled, and what is below them does not know yet
+	stopping []job.RunID          // likewise, what is below cancelled tasks
+	looked   job.Instant
+	lookedAt int // roots looked at, in the order of their ids
+
+	mu    sync.Mutex
+	inbox inbox
+	roots map[job.RunID]*root // open; changed by that goroutine only
+	tasks int                 // of all of them
+	ready chan struct{}
+}
+
+// inbox is what the others said.
+type inbox struct {
+	open  []*job.Run // popped, to be opened; their keys are held
+	adopt []*job.Run // rows of leaders' lanes that are running
+	ended []*job.Run
+}
+
+// root is an open one.
+type root struct {
+	row     *job.Run // without its payload, if that is long
+	trimmed bool
+	plan    *dag.Plan
+	g       *dag.Progress
+	news    job.Instant // when something was last heard of it
+	touched bool
+	broken  bool       // its document cannot be carried out: it only ends
+	kids    int        // children that are known
+	retry   []job.Move // that somebody else's hand kept back
+}
+
+// child is the run of a task's run_job.
+type child struct {
+	id   job.RunID
+	task *job.Run // as it is running
+	of   *root
+}
+
+// Init must be called before any other method.
+func (r *Resolver) Init() {
+	r.trouble = pace.Trouble{Logger: r.Logger, What: "releasing tasks"}
+	r.children, r.parents = map[job.RunID]*child{}, map[job.RunID]*child{}
+	r.roots = map[job.RunID]*root{}
+	r.ready = make(chan struct{}, 1)
+}
+
+// Resolving is the part that resolves. Init must have been called.
+func (r *Resolver) Resolving() *pace.Part {
+	return &pace.Part{Name: "resolver", Signals: [2]<-chan struct{}{r.ready}, Turn: func(ctx context.Context) (time.Duration, error) {
+		more, err := r.Step(ctx)
+		switch {
+		case job.CodeOf(err) == job.Fenced || err != nil && ctx.Err() != nil:
+			return 0, err
+		case err != nil:
+			r.Pace.Sleep(ctx, r.trouble.Failed(err))
+			return 0, nil
+		}
+		r.trouble.Over()
+		switch {
+		case more || slices.ContainsFunc(r.touched, func(o *root) bool { return len(o.retry) == 0 }):
+			return 0, nil
+		case len(r.touched) > 0 || len(r.outcomes) > 0: // in somebody's hand
+			return again, nil
+		case r.Open() > 0:
+			return lookEvery, nil
+		}
+		return pace.Forever, nil
+	}}
+}
+
+func (r *Resolver) tell(put func(*inbox)) {
+	r.mu.Lock()
+	put(&r.inbox)
+	r.mu.Unlock()
+	select {
+	case r.ready <- struct{}{}:
+	default:
+	}
+}
+
+// Take opens runs of leaders' lanes that may start now. Their concurrency keys are held from now on.
+func (r *Resolver) Take(runs []*job.Run) {
+	for _, x := range runs {
+		r.Fleet.Hold(x.LaneKey())
+	}
+	r.tell(func(in *inbox) { in.open = append(in.open, runs...) })
+}
+
+// Adopt takes over rows of leaders' lanes that are running: of an earlier term, or with a cancel intent that is new. What
+// is known and has no such intent needs no look.
+func (r *Resolver) Adopt(runs ...*job.Run) {
+	r.tell(func(in *inbox) {
+		for _, x := range runs {
+			if r.roots[x.ID] == nil || x.CancelAt != 0 {
+				in.adopt = append(in.adopt, x)
+			}
+		}
+	})
+}
+
+// Ended tells of runs that are terminal, perhaps again.
+func (r *Resolver) Ended(runs []*job.Run) {
+	var ours []*job.Run
+	for _, x := range runs {
+		if !x.IsRoot() || !x.ParentID.IsZero() || x.LaneKey().OnLeader() {
+			ours = append(ours, x)
+		}
+	}
+	if len(ours) > 0 {
+		r.tell(func(in *inbox) { in.ended = append(in.ended, ours...) })
+	}
+}
+
+// Room is how many roots may be opened now.
+func (r *Resolver) Room() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.tasks >= maxTasks {
+		return 0
+	}
+	return max(0, MaxOpen-len(r.roots)-len(r.inbox.open))
+}
+
+// Open is how many roots are open.
+func (r *Resolver) Open() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.roots)
+}
+
+// Tasks is how many tasks they have.
+func (r *Resolver) Tasks() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.tasks
+}
+
+// Step does what was said, and tells whether there may be more to do.
+func (r *Resolver) Step(ctx context.Context) (more bool, err error) {
+	in, more := r.take()
+	for _, x := range in.ended {
+		r.ended(x)
+	}
+	in.ended = nil
+	if err := r.adopt(ctx, in.adopt); err != nil {
+		r.putBack(in)
+		return true, err
+	}
+	in.adopt = nil
+	if err := r.open(ctx, in.open); err != nil {
+		r.putBack(in)
+		return true, err
+	}
+	if err := r.endTasks(ctx); err != nil {
+		return true, err
+	}
+	if err := r.cancel(ctx); err != nil {
+		return true, err
+	}
+	if err := r.advance(ctx); err != nil {
+		return true, err
+	}
+	return more, r.look(ctx)
+}
+
+func (r *Resolver) take() (in inbox, more bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	cut := func(list *[]*job.Run) []*job.Run {
+		n := min(len(*list), maxStep)
+		some := slices.Clone((*list)[:n])
+		if *list = (*list)[n:]; len(*list) == 0 {
+			*list = nil
+		}
+		more = more || len(*list) > 0
+		return some
+	}
+	return inbox{cut(&r.inbox.open), cut(&r.inbox.adopt), cut(&r.inbox.ended)}, more
+}
+
+func (r *Resolver) putBack(in inbox) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.inbox.open = append(in.open, r.inbox.open...)
+	r.inbox.adopt = append(in.adopt, r.inbox.adopt...)
+	r.inbox.ended = append(in.ended, r.inbox.ended...)
+}
+
+// ended notes a terminal run: a task's, an item's, a child's, or a root.
+func (r *Resolver) ended(x *job.Run) {
+	if o := r.roots[x.ID]; o != nil {
+		r.close(o)
+	}
+	if c := r.children[x.ID]; c != nil {
+		c.of.news = r.Now()
+		r.childEnded(c, x)
+	} else if !x.ParentID.IsZero() {
+		r.Later(x.ParentID) // its root is not adopted yet; whoever adopts it reads the child
+	}
+	if x.IsRoot() {
+		return
+	}
+	if c := r.parents[x.ID]; c != nil {
+		r.forget(c)
+	}
+	o := r.roots[x.RootID]
+	if o == nil {
+		r.Later(x.RootID)
+		return
+	}
+	o.news = r.Now()
+	o.g.Note(x)
+	r.touch(o)
+}
+
+func (r *Resolver) touch(o *root) {
+	if !o.touched {
+		o.touched = true
+		r.touched = append(r.touched, o)
+	}
+}
+
+// enter makes a root an open one.
+func (r *Resolver) enter(o *root) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	o.news = r.Now()
+	if len(o.row.Payload) > keptPayload {
+		n := *o.row
+		n.Payload, o.trimmed = nil, true
+		o.row = &n
+	}
+	r.roots[o.row.ID] = o
+	r.tasks += len(o.plan.Tasks)
+}
+
+// close forgets a root that has ended.
+func (r *Resolver) close(o *root) {
+	r.mu.Lock()
+	delete(r.roots, o.row.ID)
+	r.tasks -= len(o.plan.Tasks)
+	full := len(r.roots) >= MaxOpen-1
+	r.mu.Unlock()
+	r.Fleet.Unhold(o.row.LaneKey())
+	if o.kids > 0 {
+		for _, c := range r.parents {
+			if c.of == o {
+				r.forget(c)
+			}
+		}
+	}
+	if full {
+		r.Wake()
+	}
+}
+
+func (r *Resolver) forget(c *child) {
+	if r.parents[c.task.ID] == c {
+		delete(r.children, c.id)
+		delete(r.parents, c.task.ID)
+		c.of.kids--
+	}
+}
+
+// advance has what follows from what was noted stored: births, then ends.
+func (r *Resolver) advance(ctx context.Context) error {
+	roots := r.touched
+	r.touched = nil
+	var births []*job.Run
+	var of []*root
+	var moves []job.Move
+	var ends []*root
+	for _, o := range roots {
+		o.touched = false
+		if r.roots[o.row.ID] != o {
+			continue
+		}
+		var s dag.Step
+		if !o.broken {
+			s = o.g.Next(r.Now())
+		}
+		for _, x := range s.Births {
+			births, of = append(births, x), append(of, o)
+		}
+		all := append(o.retry, s.Moves...)
+		o.retry = nil
+		if s.End != nil {
+			all = append(all, *s.End)
+		}
+		for _, m := range all {
+			if m.Fence == 0 && m.ID == o.row.ID {
+				m.Fence = r.Fence()
+			}
+			moves, ends = append(moves, m), append(ends, o)
+		}
+	}
+	if err := r.release(ctx, births, of); err != nil {
+		for _, o := range roots { // nothing is lost: what was not stored is answered again
+			o.g.Again()
+			r.touch(o)
+		}
+		return err
+	}
+	return r.end(ctx, moves, ends)
+}
+
+// release stores births, notes them, and queues what can start.
+func (r *Resolver) release(ctx context.Context, births []*job.Run, of []*root) error {
+	for len(births) > 0 {
+		n, size := 0, 0
+		for n < min(len(births), maxBirths) && (n == 0 || size < maxBytes) {
+			size += 256 + len(births[n].Payload) + len(births[n].Result)
+			n++
+		}
+		stored, err := r.store(ctx, births[:n])
+		if err != nil {
+			return err
+		}
+		failpoint.Hit("resolve/released")
+		var startable []*job.Run
+		for i, x := range stored {
+			if x == nil {
+				continue
+			}
+			of[i].g.Note(x)
+			r.touch(of[i]) // what was born ended may let more follow
+			if x.State == job.Queued {
+				startable = append(startable, x)
+			}
+		}
+		r.Born(startable)
+		births, of = births[n:], of[n:]
+	}
+	return nil
+}
+
+// store has the store take births, however often it takes, and answers the rows as they are.
+func (r *Resolver) store(ctx context.Context, births []*job.Run) ([]*job.Run, error) {
+	var receipts []job.Receipt
+	err := r.persist(ctx, func() (err error) {
+		receipts, err = r.Store.Release(ctx, r.Epoch, births)
+		return err
+	})
+	if len(births) == 1 && err == nil {
+		err = receipts[0].Err
+	}
+	switch {
+	case err == nil:
+	case job.CodeOf(err) == job.Fenced || ctx.Err() != nil:
+		return nil, err
+	case len(births) > 1: // one of them (S12)
+		a, err := r.store(ctx, births[:len(births)/2])
+		if err != nil {
+			return nil, err
+		}
+		b, err := r.store(ctx, births[len(births)/2:])
+		return append(a, b...), err
+	case births[0].Reason != job.InvalidResult:
+		r.Logger.Error("the store refuses a task's run; it fails as invalid_result", "run_id", births[0].ID, "err", err)
+		return r.store(ctx, []*job.Run{unstorable(births[0], r.Now())})
+	default:
+		return nil, err
+	}
+	rows := make([]*job.Run, len(births))
+	for i := range receipts {
+		if receipts[i].Err != nil {
+			one, err := r.store(ctx, births[i:i+1])
+			if err != nil {
+				return nil, err
+			}
+			rows[i] = one[0]
+			continue
+		}
+		rows[i] = receipts[i].Run
+		if rows[i] != nil && (rows[i].RootID != births[i].RootID || rows[i].Task != births[i].Task) {
+			r.Logger.Error("the id of a task's run belongs to another run", "run_id", births[i].ID, "root_id", births[i].RootID)
+			rows[i] = nil
+		}
+	}
+	return rows, nil
+}
+
+func unstorable(x *job.Run, now job.Instant) *job.Run {
+	n := *x
+	n.State, n.Reason, n.FinishedAt, n.QueuedAt = job.Failed, job.InvalidResult, now, 0
+	n.Payload, n.Result, n.Labels, n.Items = nil, nil, nil, 0
+	n.Error = "the store refused this run"
+	return &n
+}
+
+// end ends tasks with for_each, and roots.
+func (r *Resolver) end(ctx context.Context, moves []job.Move, of []*root) error {
+	if len(moves) == 0 {
+		return nil
+	}
+	moved, err := r.move(ctx, moves)
+	if err != nil {
+		for i, o := range of {
+			o.retry = append(o.retry, moves[i])
+			r.touch(o)
+		}
+		return err
+	}
+	failpoint.Hit("resolve/ended")
+	for i, o := range of {
+		if moved[i].Run == nil { // in somebody's hand
+			o.retry = append(o.retry, moves[i])
+			r.touch(o)
+		}
+	}
+	return nil
+}
+
+// move makes moves; what was moved the settler tells (Ended). The zero Moved is for those in somebody's hand.
+func (r *Resolver) move(ctx context.Context, moves []job.Move) (moved []job.Moved, err error) {
+	err = r.persist(ctx, func() error {
+		moved, err = r.Mover.MoveAll(ctx, moves)
+		return err
+	})
+	return moved, err
+}
+
+// persist repeats what the store may do yet.
+func (r *Resolver) persist(ctx context.Context, do func() error) error {
+	for {
+		err := do()
+		switch job.CodeOf(err) {
+		case job.Unavailable, job.Exhausted, job.Unknown:
+		default:
+			return err
+		}
+		if r.Pace.Sleep(ctx, r.trouble.Failed(err)); ctx.Err() != nil {
+			return err
+		}
+	}
+}
