@@ -47,11 +47,6 @@ func startGraphs(c *cluster) *graphLoad {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	probe := *l.named[0]
-	probe.Name = "probe"
-	if _, err := l.sdk.PutJob(ctx, &probe); err != nil && job.AsError(err).Reason == "not_supported_yet" {
-		c.t.Skip("this build takes no jobs with tasks yet")
-	}
 	put(ctx, c.t, l.sdk, c.rec, l.first) // without its schedule: nothing of it ends before the others depend on it
 	for _, d := range slices.Concat(l.others, l.named) {
 		put(ctx, c.t, l.sdk, c.rec, d)
@@ -203,7 +198,7 @@ func (l *graphLoad) run(ctx context.Context, seed uint64, every time.Duration) {
 }
 
 // TestGraphs has tasks follow tasks, and jobs follow jobs, while leaders and workers are killed, the leaders also between
-// two steps of what follows what, and Redis is stopped.
+// two steps of what follows what, and the stores are stopped.
 func TestGraphs(t *testing.T) {
 	if !*chaos {
 		t.Parallel() // as its parts do
@@ -329,7 +324,11 @@ func graphTrial(t *testing.T, stored bool) {
 			victim.start()
 			c.awaitWhole()
 		}
-		did = append(did, fmt.Sprintf("Redis stopped %d times, flushed %d times", rounds(2), 2*rounds(2)))
+		for range rounds(2) {
+			s.gone(checker.Postgres, s.postgres.Kill, 5*time.Second, s.postgres.Start)
+			c.settle(6*time.Second, 8*time.Second)
+		}
+		did = append(did, fmt.Sprintf("Redis stopped %d times, flushed %d times; Postgres killed %d times", rounds(2), 2*rounds(2), rounds(2)))
 	}
 	c.settle(5*time.Second, 6*time.Second)
 	graphRow(t, c, steady, at, strings.Join(did, ", "))
