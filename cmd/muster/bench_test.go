@@ -36,6 +36,7 @@ func tiny() load.Sizes {
 		Repeat: 1, Runs: 300, SingleRuns: 60, DrainRuns: 200, Connections: 2, Singles: 8, Batch: 20, Slots: 50,
 		Rates: []int{50}, LatencyFor: 400 * time.Millisecond, CronJobs: []int{5}, CronFor: 2 * time.Second,
 		IdleJobs: 30, IdleSettle: 10 * time.Millisecond, IdleFor: 200 * time.Millisecond, PayloadBytes: 100,
+		DAGSizes: []int{8}, DAGTasks: 16, DAGs: 3, DAGSize: 9,
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -96,9 +97,11 @@ func (g *jobGraph) readEdges(ctx context.Context, k *client.Client) error {
 			edges := d.Dependents
 			if up {
 				edges = d.Upstreams
+			} else {
+				g.addEdges(d.Upstreams) // what a job after this one waits for besides
 			}
+			g.addEdges(edges)
 			for _, e := range edges {
-				g.Edges = append(g.Edges, e)
 				other := e.Job
 				if up {
 					other = e.Upstream
@@ -114,7 +117,18 @@ func (g *jobGraph) readEdges(ctx context.Context, k *client.Client) error {
 			}
 		}
 	}
+	slices.SortFunc(g.Edges, func(a, b job.Dependency) int {
+		return cmp.Or(strings.Compare(a.Job, b.Job), strings.Compare(a.Upstream, b.Upstream))
+	})
 	return nil
+}
+
+func (g *jobGraph) addEdges(edges []job.Dependency) {
+	for _, e := range edges {
+		if !slices.ContainsFunc(g.Edges, func(x job.Dependency) bool { return x.Job == e.Job && x.Upstream == e.Upstream }) {
+			g.Edges = append(g.Edges, e)
+		}
+	}
 }
 
 // dependencies reads the edges of a job. A job that was deleted a moment ago, or a node that keeps no edges, has none.

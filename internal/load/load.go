@@ -48,6 +48,10 @@ type Sizes struct {
 	IdleSettle   time.Duration
 	IdleFor      time.Duration
 	PayloadBytes int
+	DAGSizes     []int // of the graphs whose tasks are compared
+	DAGTasks     int   // in all, of each size; half as many graphs at once as DAGs
+	DAGs         int   // at once
+	DAGSize      int   // tasks of each of those
 }
 
 // Full is what figures for others should be taken with.
@@ -57,6 +61,7 @@ func Full() Sizes {
 		Rates: []int{200, 1000}, LatencyFor: 20 * time.Second,
 		CronJobs: []int{1000, 2000, 10_000}, CronFor: 15 * time.Second,
 		IdleJobs: 100_000, IdleSettle: 10 * time.Second, IdleFor: 30 * time.Second, PayloadBytes: 200,
+		DAGSizes: []int{10, 100, 1000}, DAGTasks: 50_000, DAGs: 100, DAGSize: 1000,
 	}
 }
 
@@ -65,6 +70,7 @@ func Quick() Sizes {
 	s := Full()
 	s.Repeat, s.Runs, s.SingleRuns, s.DrainRuns = 1, 10_000, 3000, 10_000
 	s.LatencyFor, s.CronFor, s.CronJobs = 5*time.Second, 5*time.Second, []int{200, 1000}
+	s.DAGSizes, s.DAGTasks, s.DAGs, s.DAGSize = []int{10, 100}, 3000, 30, 100
 	s.IdleJobs, s.IdleSettle, s.IdleFor = 5000, 2*time.Second, 5*time.Second
 	return s
 }
@@ -107,6 +113,7 @@ func Benchmarks() []Benchmark {
 		{"single", "the same, one run a request from many connections", false, singles},
 		{"drain", "runs a second from a backlog that waited for a worker", false, drain},
 		{"latency", "from when a submission is due to when its handler begins, at fixed rates", false, latency},
+		{"dag", "graphs of tasks: what a task costs as its graph grows, and many large graphs at once", true, dag},
 		{"cron", "from a tick's time to when its handler begins, with jobs that tick every second", false, cron},
 		{"schedules", "memory, and the time until a killed node leads and ticks again, with schedules at rest", true, schedules},
 	}
