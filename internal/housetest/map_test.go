@@ -32,6 +32,7 @@ var arrows = map[string][]string{
 	"internal/access":      {"job", "api", "internal/pki"},
 	"internal/sim":         {"job", "job/timetable", "fsm", "scheduler", "storage", "storage/replicated", "cluster", "internal/checker"},
 	"internal/checker":     {"job", "job/timetable"},
+	"internal/dagtest":     {"job", "job/dag"}, // its tests alone know the package that they judge
 	"internal/failpoint":   {},
 	"internal/load":        {"job", "client", "worker"},
 	"internal/clustertest": {everyone},
