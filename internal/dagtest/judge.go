@@ -52,6 +52,19 @@ func (x *Trial) Reference(runs []*job.Run) *Reference {
 	return Interpret(x.Graph, endsOf(byKey(runs)), x.Reuse)
 }
 
+// Reusable is what a retry of the root takes over, given all its rows.
+func (x *Trial) Reusable(runs []*job.Run) map[Key]*Fate {
+	r, rows := x.Reference(runs), byKey(runs)
+	for k, f := range r.Fates { // a root that was cancelled has less
+		if rows[k] == nil {
+			delete(r.Fates, k)
+		} else {
+			f.State = rows[k].State
+		}
+	}
+	return r.Reusable(x.Graph)
+}
+
 func byKey(runs []*job.Run) map[Key]*job.Run {
 	out := map[Key]*job.Run{}
 	for _, r := range runs {

@@ -16,8 +16,9 @@ import (
 
 var seeds = flag.Int("dag.seeds", 4000, "how many graphs TestProgress tries")
 
-// keptSeeds once found something.
-var keptSeeds = []uint64{}
+// keptSeeds once found something: a leader that died after the births that follow a list, and before the move that ended the
+// list's task, had the later task's items fail (458).
+var keptSeeds = []uint64{458}
 
 // world is the store, the queue and the workers of one root.
 type world struct {
@@ -126,7 +127,13 @@ func (w *world) settle(crashes bool) {
 func (w *world) check(settled bool) {
 	w.t.Helper()
 	for _, x := range w.trial.Judge(w.root, w.all(), settled) {
-		w.t.Fatalf("%s\n%s\nroot %+v", x, w.trial.Graph.Document(), w.root)
+		rows := ""
+		for i, list := range [][]*job.Run{w.all(), w.old} {
+			for _, r := range list {
+				rows += fmt.Sprintf("\n%s %s/%d %s (%s) of %d items", []string{"now", "old"}[i], r.Task, r.Item, r.State, r.Reason, r.Items)
+			}
+		}
+		w.t.Fatalf("%s%s\n%s\nroot %+v", x, rows, w.trial.Graph.Document(), w.root)
 	}
 }
 
@@ -238,9 +245,9 @@ func play(t fatal, draw dagtest.Draw, seed uint64) {
 		CreatedAt: w.now, StartedAt: w.now, Payload: payload, Home: job.HomeQuorum}
 	spend()
 	for range 2 { // retries, the second of a retry (T8)
-		before, old := w.trial.Reference(w.all()), w.all()
+		old := w.all()
 		again := job.RetryRunID(w.root.ID, w.root.FinishedAt)
-		w.trial = &dagtest.Trial{Graph: g, Root: again, Outcomes: dagtest.Outcomes{Seed: seed + 1<<32}, Reuse: before.Reusable(g)}
+		w.trial = &dagtest.Trial{Graph: g, Root: again, Outcomes: dagtest.Outcomes{Seed: seed + 1<<32}, Reuse: w.trial.Reusable(old)}
 		w.old = old
 		w.root = &job.Run{ID: again, Namespace: "default", Trigger: job.ByRetry, RetryOf: w.root.ID, ReusedFrom: w.root.ID, State: job.Running,
 			Priority: 4, Attempt: 1, CreatedAt: w.now, StartedAt: w.now, Payload: payload, Home: job.HomeQuorum}

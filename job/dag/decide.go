@@ -120,7 +120,7 @@ func (g *Progress) decide(t *Task, now job.Instant) {
 		return
 	}
 	m := g.itemsOf(n)
-	m.all, m.list, m.from = len(list), list, r.ReusedFrom
+	m.all, m.list = len(list), list
 	m.grow(m.all)
 	g.look(t.Index)
 }

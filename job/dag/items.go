@@ -20,10 +20,10 @@ type items struct {
 	first     int    // the first of those
 	why       string // and how it ended
 	cancelled bool   // the task's own run has a cancel intent
+	ending    bool   // the move that ends the task is made; the task has ended once its row says so
 	has       []item
 	list      []json.RawMessage // what is not born yet, once it is evaluated
 	results   []json.RawMessage // while somebody wants them
-	from      job.RunID         // the row whose success this one takes over
 	broken    error             // why what is not born yet cannot be listed
 }
 
@@ -51,7 +51,6 @@ func (g *Progress) noteList(t *Task, r *job.Run) {
 	m.all = int(r.Items)
 	m.grow(m.all)
 	m.cancelled = m.cancelled || r.CancelAt != 0
-	m.from = r.ReusedFrom
 	g.look(t.Index)
 }
 
@@ -130,14 +129,16 @@ func (g *Progress) look(i int) {
 	}
 }
 
-// tend releases items as far as max_parallel lets it, and ends the task when they have all ended.
+// tend releases items as far as max_parallel lets it, and has the task end when they have all ended. What comes after the
+// task is decided when its row has ended, and not before (T1): a leader that dies between births and moves would leave runs
+// whose upstream, to the next leader, has not ended.
 func (g *Progress) tend(t *Task, now job.Instant) {
 	n := &g.nodes[t.Index]
 	if n.state == 0 || n.state.Terminal() || n.more == nil || n.more.items == nil {
 		return
 	}
 	m := n.more.items
-	if m.all == 0 {
+	if m.all == 0 || m.ending {
 		return
 	}
 	stop := g.cancelled || m.cancelled
@@ -162,9 +163,8 @@ func (g *Progress) tend(t *Task, now job.Instant) {
 		end.State, end.Reason = job.Failed, job.TaskFailed
 		end.Error = fmt.Sprintf("%d of %d items did not succeed; the first is item %d (%s)", m.bad, m.all, m.first, m.why)
 	}
+	m.ending = true
 	g.moves = append(g.moves, listEnd{t.Index, end})
-	g.finish(t, &job.Run{State: end.State, Reason: end.Reason, Error: end.Error, ReusedFrom: m.from})
-	g.spend(t)
 }
 
 // bearItem makes the row of an item.

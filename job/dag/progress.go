@@ -2,6 +2,7 @@ package dag
 
 import (
 	"encoding/json"
+	"slices"
 
 	"github.com/musterhq/muster/job"
 )
@@ -293,7 +294,13 @@ func (g *Progress) withdraw() {
 		switch {
 		case g.isNoted(r):
 		case r.Item > 0:
-			n.more.items.withdraw(&n.more.items.has[r.Item-1])
+			m := n.more.items
+			m.withdraw(&m.has[r.Item-1])
+			if i := g.plan.byName[r.Task].Index; m.ending { // it ends without that item now
+				m.ending = false
+				g.moves = slices.DeleteFunc(g.moves, func(x listEnd) bool { return x.task == i })
+				g.look(i)
+			}
 		case !n.state.Terminal():
 			n.state = 0
 			g.rows--
