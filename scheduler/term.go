@@ -120,7 +120,7 @@ func Begin(ctx context.Context, c Config) (*Term, error) {
 		Born: t.Born, Replace: t.replace, Decided: c.Metrics.decided}
 	t.reaper = &reap.Reaper{Epoch: epoch, Fleet: t.fleet, Control: c.Control, Gateways: c.Gateways, Report: t.settler.Report, Logger: c.Logger}
 	t.reconciler = &reconcile.Reconciler{Epoch: epoch, Store: c.Store, Queue: t.queue, Control: c.Control, Mover: t.settler,
-		Resolver: t.resolver, Fleet: t.fleet, Overlap: t.overlap, Now: now, Logger: c.Logger, Wake: t.Wake, Stop: t.stop, Swept: t.queue.Swept,
+		Resolver: t.resolver, Fleet: t.fleet, Overlap: t.overlap, Now: now, Logger: c.Logger, Wake: t.Wake, Stop: t.stop, Swept: func() { t.queue.Swept(); t.resolver.Swept() },
 		Mended: c.Metrics.mended}
 	t.reconciler.Init()
 	t.settler.Held, t.settler.Later, t.dispatcher.Later = t.reconciler.Held, t.reconciler.Later, t.reconciler.Later
@@ -464,3 +464,6 @@ func (t *Term) Workers() []job.Worker { return t.fleet.Workers() }
 
 // Lease answers a run's lease.
 func (t *Term) Lease(id job.RunID) (fleet.Lease, bool) { return t.fleet.Lease(id) }
+
+// OpenRoots is how many runs with tasks are open, and how many tasks they have: what is bounded (D6).
+func (t *Term) OpenRoots() (roots, tasks int) { return t.resolver.Open(), t.resolver.Tasks() }

@@ -24,6 +24,18 @@ func (n *node) schedulerMetrics() *scheduler.Metrics {
 			}
 			return 0
 		})
+		open := func(which func(roots, tasks int) int) func() float64 {
+			return func() float64 {
+				if t := n.term.Load(); t != nil {
+					return float64(which(t.OpenRoots()))
+				}
+				return 0
+			}
+		}
+		f.NewGaugeFunc(prometheus.GaugeOpts{Name: "muster_open_roots", Help: "Runs with tasks that are open, on the node that leads; 20000 at most, but for runs of a task."},
+			open(func(roots, _ int) int { return roots }))
+		f.NewGaugeFunc(prometheus.GaugeOpts{Name: "muster_open_tasks", Help: "Tasks of the runs that are open, on the node that leads; from 2000000 on no more are opened."},
+			open(func(_, tasks int) int { return tasks }))
 		n.metrics = &scheduler.Metrics{
 			Settled: func(s job.State, r job.Reason) { runs.WithLabelValues(s.String(), r.String()).Inc() },
 			Decided: func(d job.Disposition, r job.Reason, c int) {

@@ -57,6 +57,8 @@ type Mover interface {
 type Resolver interface {
 	// Room is how many roots may be opened.
 	Room() int
+	// Whole tells whether it is known which keys open roots hold.
+	Whole() bool
 	// Take opens runs of leaders' lanes.
 	Take(runs []*job.Run)
 	// Prepare fills in templates.
@@ -144,13 +146,16 @@ func (d *Dispatcher) wants(lanes []job.LaneDepth) []job.LaneWant {
 		return nil
 	}
 	capacity, total := d.Fleet.Capacity(keys)
-	opening := min(d.Resolver.Room(), MaxBatch)
+	opening, whole := min(d.Resolver.Room(), MaxBatch), d.Resolver.Whole()
 	room := make(map[job.LaneKey]int, len(keys))
 	for i, k := range keys {
 		n := capacity[i]
 		if k.OnLeader() {
 			if n = opening; k.Below() {
 				n = MaxBatch
+			}
+			if k.ConcurrencyKey() != "" && !whole {
+				n = 0
 			}
 		}
 		if k.ConcurrencyKey() != "" {
@@ -225,7 +230,8 @@ func (d *Dispatcher) candidates(ctx context.Context, entries []job.QueueEntry, n
 	var moves []job.Move
 	var early []job.QueueEntry
 	var opening []*job.Run
-	taken := map[job.LaneKey]int{} // keys that those will hold
+	type key struct{ namespace, name string }
+	taken := map[key]int{} // that those will hold
 	for _, r := range runs {
 		if r == nil || r.State.Terminal() {
 			continue
@@ -256,11 +262,12 @@ func (d *Dispatcher) candidates(ctx context.Context, entries []job.QueueEntry, n
 			d.setLimit(c.Lane, c.Limit)
 		}
 		if c.Lane.OnLeader() {
-			if c.Limit > 0 && d.Fleet.Held(c.Lane)+taken[c.Lane] >= c.Limit {
+			k := key{c.Lane.Namespace(), c.Lane.ConcurrencyKey()}
+			if c.Limit > 0 && d.Fleet.Held(c.Lane)+taken[k] >= c.Limit {
 				early = append(early, Entry(r, now))
 				continue
 			}
-			taken[c.Lane]++
+			taken[k]++
 			opening = append(opening, r)
 			continue
 		}
@@ -327,7 +334,7 @@ func (d *Dispatcher) templated(ctx context.Context, r *job.Run) bool {
 		return bytes.Contains(r.Spec, []byte(job.TemplateMark))
 	}
 	p, err := d.Specs.Plan(ctx, r)
-	return err == nil && !p.Plain("")
+	return err != nil || !p.Plain("")
 }
 
 func (d *Dispatcher) later(id job.RunID) {

@@ -25,6 +25,9 @@ func (r *Resolver) cancelTask(x *job.Run) {
 	}
 	o.g.Note(x)
 	r.touch(o)
+	if len(o.births) > 0 { // perhaps of this task: what is not there cannot be cancelled yet
+		r.Adopt(x)
+	}
 	r.stopping = append(r.stopping, o.g.LiveItems(x.Task)...)
 }
 
@@ -74,22 +77,20 @@ func (r *Resolver) look(ctx context.Context) error {
 	}
 	slices.SortFunc(old, func(a, b *root) int { return bytes.Compare(a.row.ID[:], b.row.ID[:]) })
 	var ids []job.RunID
-	r.lookedAt %= len(old)
-	for range old {
+	for n := 0; n < len(old) && len(ids) < lookRows; n++ {
 		o := old[r.lookedAt%len(old)]
 		r.lookedAt++
-		ids = append(ids, o.row.ID)
-		ids = append(ids, o.g.Live()...)
-		if len(ids) >= lookRows {
-			break
+		live := o.g.Live()
+		if len(live) > lookRows {
+			o.lookedAt %= len(live)
+			live = append(live[o.lookedAt:], live[:o.lookedAt]...)[:lookRows]
+			o.lookedAt += lookRows
 		}
-	}
-	for _, c := range r.children {
-		if len(ids) >= 2*lookRows {
-			break
-		}
-		if now.Sub(c.of.news) >= quiet {
-			ids = append(ids, c.id)
+		ids = append(append(ids, o.row.ID), live...)
+		for _, id := range live {
+			if c := r.parents[id]; c != nil {
+				ids = append(ids, c.id)
+			}
 		}
 	}
 	rows, err := r.load(ctx, ids)

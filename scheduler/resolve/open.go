@@ -151,9 +151,8 @@ func (r *Resolver) begin(row *job.Run, f found) (childless []*job.Run) {
 		f.plan = &dag.Plan{Doc: &job.Document{}}
 		o := &root{row: row, plan: f.plan, g: dag.NewProgress(f.plan, row), broken: true}
 		r.enter(o)
-		m := job.Move{ID: row.ID, State: job.Failed, Reason: job.CannotStart, Fence: r.Fence(), Attempt: row.Attempt, StartedAt: row.StartedAt,
-			FinishedAt: r.Now(), Error: "the definition of this run is gone"}
-		o.retry = append(o.retry, m)
+		o.ends = []job.Move{{ID: row.ID, State: job.Failed, Reason: job.CannotStart, Fence: r.Fence(), Attempt: row.Attempt, StartedAt: row.StartedAt,
+			FinishedAt: r.Now(), Error: job.AsError(f.err).Message}}
 		r.touch(o)
 		return nil
 	}
@@ -192,6 +191,7 @@ func (r *Resolver) adopt(ctx context.Context, rows []*job.Run) error {
 		case o != nil:
 			if x.CancelAt != 0 && !o.g.Cancelled() {
 				o.g.Cancel()
+				r.again(o)
 				r.touch(o)
 				r.cancels = append(r.cancels, o)
 			}
@@ -210,18 +210,23 @@ func (r *Resolver) adopt(ctx context.Context, rows []*job.Run) error {
 		return err
 	}
 	roots = slices.DeleteFunc(roots, func(id job.RunID) bool { return whole[id] == nil || whole[id].State != job.Running })
-	read := make([]found, len(roots))
-	errs := make([]error, len(roots))
-	r.Pace.Each(len(roots), func(i int) { read[i], errs[i] = r.read(ctx, whole[roots[i]], true) })
-	var childless []*job.Run
-	for i, id := range roots {
-		if errs[i] != nil {
-			return errs[i]
+	for some := range slices.Chunk(roots, maxRead) {
+		read := make([]found, len(some))
+		errs := make([]error, len(some))
+		r.Pace.Each(len(some), func(i int) { read[i], errs[i] = r.read(ctx, whole[some[i]], true) })
+		var childless []*job.Run
+		for i, id := range some {
+			if errs[i] != nil {
+				return errs[i]
+			}
+			r.Fleet.Hold(whole[id].LaneKey())
+			childless = append(childless, r.begin(whole[id], read[i])...)
 		}
-		r.Fleet.Hold(whole[id].LaneKey())
-		childless = append(childless, r.begin(whole[id], read[i])...)
+		if err := r.beginChildren(ctx, childless); err != nil {
+			return err
+		}
 	}
-	return r.beginChildren(ctx, childless)
+	return nil
 }
 
 // know notes the child of a run_job task that is running.
@@ -231,7 +236,6 @@ func (r *Resolver) know(id job.RunID, task *job.Run, o *root) *child {
 		r.forget(old)
 	}
 	r.children[id], r.parents[task.ID] = c, c
-	o.kids++
 	return c
 }
 
@@ -240,7 +244,8 @@ func (r *Resolver) beginChildren(ctx context.Context, tasks []*job.Run) error {
 	if len(tasks) == 0 {
 		return nil
 	}
-	prepared, err := r.prepare(ctx, tasks)
+	var prepared []Prepared
+	err := r.persist(ctx, func() (err error) { prepared, err = r.prepare(ctx, tasks); return err })
 	if err != nil {
 		return err
 	}

@@ -33,7 +33,12 @@ func (r *Resolver) prepare(ctx context.Context, runs []*job.Run) ([]Prepared, er
 	need := map[job.RunID]*job.Run{}
 	for i, x := range runs {
 		p, err := r.Specs.Plan(ctx, x)
-		if err != nil {
+		switch job.CodeOf(err) {
+		case "":
+		case job.NotFound, job.Internal, job.Invalid: // for good, and this run's own (D5)
+			out[i].Err = err
+			continue
+		default:
 			return nil, err
 		}
 		w := wanted{plan: p, results: p.Results(x.Task)}
@@ -70,6 +75,9 @@ func (r *Resolver) prepare(ctx context.Context, runs []*job.Run) ([]Prepared, er
 	}
 	for i, x := range runs {
 		w := wants[i]
+		if w.plan == nil {
+			continue
+		}
 		if w.root == nil {
 			w.root = need[x.RootID]
 		}

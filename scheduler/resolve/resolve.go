@@ -25,7 +25,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/musterhq/muster/internal/failpoint"
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/job/dag"
 	"github.com/musterhq/muster/scheduler/fleet"
@@ -53,8 +52,9 @@ const (
 	MaxOpen  = 20_000
 	maxTasks = 2_000_000
 
-	// maxStep bounds what one step takes of each kind, maxBirths and maxBytes what is released at once.
+	// maxStep bounds what one step takes of each kind, and maxBirths and maxBytes what is released at once.
 	maxStep   = 1000
+	maxRead   = 64 // roots of which all rows are in memory while they are adopted
 	maxBirths = 1000
 	maxBytes  = 1 << 20
 
@@ -87,7 +87,8 @@ type Resolver struct {
 	Later  func(ids ...job.RunID)                                      // has runs looked at that nobody here knows
 	Wake   func()                                                      // there is room for more roots
 
-	trouble pace.Trouble
+	troubles sync.Mutex // reads go on beside each other
+	trouble  pace.Trouble
 
 	// Of the goroutine that has its turns.
 	children map[job.RunID]*child // by the id of the child run
@@ -103,6 +104,7 @@ type Resolver struct {
 	inbox inbox
 	roots map[job.RunID]*root // open; changed by that goroutine only
 	tasks int                 // of all of them
+	whole bool                // all that an earlier term left open is known
 	ready chan struct{}
 }
 
@@ -111,6 +113,7 @@ type inbox struct {
 	open  []*job.Run // popped, to be opened; their keys are held
 	adopt []*job.Run // rows of leaders' lanes that are running
 	ended []*job.Run
+	swept bool // adopt has, or had, all that an earlier term left open
 }
 
 // root is an open one.
@@ -121,9 +124,12 @@ type root struct {
 	g       *dag.Progress
 	news    job.Instant // when something was last heard of it
 	touched bool
-	broken  bool       // its document cannot be carried out: it only ends
-	kids    int        // children that are known
-	retry   []job.Move // that somebody else's hand kept back
+	broken  bool // its document cannot be carried out: it only ends
+	// What follows, and is not stored yet: births first, then ends, of lists and of the root itself.
+	births   []*job.Run
+	ends     []job.Move
+	kept     bool // somebody else's hand kept an end back
+	lookedAt int  // task runs that were looked at
 }
 
 // child is the run of a task's run_job.
@@ -149,12 +155,14 @@ func (r *Resolver) Resolving() *pace.Part {
 		case job.CodeOf(err) == job.Fenced || err != nil && ctx.Err() != nil:
 			return 0, err
 		case err != nil:
-			r.Pace.Sleep(ctx, r.trouble.Failed(err))
+			r.Pace.Sleep(ctx, r.failed(err))
 			return 0, nil
 		}
+		r.troubles.Lock()
 		r.trouble.Over()
+		r.troubles.Unlock()
 		switch {
-		case more || slices.ContainsFunc(r.touched, func(o *root) bool { return len(o.retry) == 0 }):
+		case more || slices.ContainsFunc(r.touched, func(o *root) bool { return !o.kept }):
 			return 0, nil
 		case len(r.touched) > 0 || len(r.outcomes) > 0: // in somebody's hand
 			return again, nil
@@ -193,6 +201,17 @@ func (r *Resolver) Adopt(runs ...*job.Run) {
 			}
 		}
 	})
+}
+
+// Swept tells that what an earlier term left open was adopted, or told of.
+func (r *Resolver) Swept() { r.tell(func(in *inbox) { in.swept = true }) }
+
+// Whole tells whether all open roots are known, and so which concurrency keys are held. Until then none of them may be
+// given to another root.
+func (r *Resolver) Whole() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.whole
 }
 
 // Ended tells of runs that are terminal, perhaps again.
@@ -244,6 +263,7 @@ func (r *Resolver) Step(ctx context.Context) (more bool, err error) {
 		return true, err
 	}
 	in.adopt = nil
+	r.sweptNow()
 	if err := r.open(ctx, in.open); err != nil {
 		r.putBack(in)
 		return true, err
@@ -272,7 +292,18 @@ func (r *Resolver) take() (in inbox, more bool) {
 		more = more || len(*list) > 0
 		return some
 	}
-	return inbox{cut(&r.inbox.open), cut(&r.inbox.adopt), cut(&r.inbox.ended)}, more
+	return inbox{open: cut(&r.inbox.open), adopt: cut(&r.inbox.adopt), ended: cut(&r.inbox.ended)}, more
+}
+
+// sweptNow notes that all is adopted that was to be, once it is.
+func (r *Resolver) sweptNow() {
+	r.mu.Lock()
+	now := r.inbox.swept && !r.whole && len(r.inbox.adopt) == 0
+	r.whole = r.whole || now
+	r.mu.Unlock()
+	if now {
+		r.Wake()
+	}
 }
 
 func (r *Resolver) putBack(in inbox) {
@@ -336,12 +367,15 @@ func (r *Resolver) close(o *root) {
 	r.mu.Lock()
 	delete(r.roots, o.row.ID)
 	r.tasks -= len(o.plan.Tasks)
-	full := len(r.roots) >= MaxOpen-1
+	full := len(r.roots) >= MaxOpen-1 || r.tasks+len(o.plan.Tasks) >= maxTasks
 	r.mu.Unlock()
 	r.Fleet.Unhold(o.row.LaneKey())
-	if o.kids > 0 {
-		for _, c := range r.parents {
-			if c.of == o {
+	for _, t := range o.plan.Tasks {
+		if t.Task.RunJob == nil {
+			continue
+		}
+		for _, id := range append(o.g.LiveItems(t.Task.Name), job.TaskRunID(o.row.ID, t.Task.Name, 0)) {
+			if c := r.parents[id]; c != nil {
 				r.forget(c)
 			}
 		}
@@ -355,179 +389,5 @@ func (r *Resolver) forget(c *child) {
 	if r.parents[c.task.ID] == c {
 		delete(r.children, c.id)
 		delete(r.parents, c.task.ID)
-		c.of.kids--
-	}
-}
-
-// advance has what follows from what was noted stored: births, then ends.
-func (r *Resolver) advance(ctx context.Context) error {
-	roots := r.touched
-	r.touched = nil
-	var births []*job.Run
-	var of []*root
-	var moves []job.Move
-	var ends []*root
-	for _, o := range roots {
-		o.touched = false
-		if r.roots[o.row.ID] != o {
-			continue
-		}
-		var s dag.Step
-		if !o.broken {
-			s = o.g.Next(r.Now())
-		}
-		for _, x := range s.Births {
-			births, of = append(births, x), append(of, o)
-		}
-		all := append(o.retry, s.Moves...)
-		o.retry = nil
-		if s.End != nil {
-			all = append(all, *s.End)
-		}
-		for _, m := range all {
-			if m.Fence == 0 && m.ID == o.row.ID {
-				m.Fence = r.Fence()
-			}
-			moves, ends = append(moves, m), append(ends, o)
-		}
-	}
-	if err := r.release(ctx, births, of); err != nil {
-		for _, o := range roots { // nothing is lost: what was not stored is answered again
-			o.g.Again()
-			r.touch(o)
-		}
-		return err
-	}
-	return r.end(ctx, moves, ends)
-}
-
-// release stores births, notes them, and queues what can start.
-func (r *Resolver) release(ctx context.Context, births []*job.Run, of []*root) error {
-	for len(births) > 0 {
-		n, size := 0, 0
-		for n < min(len(births), maxBirths) && (n == 0 || size < maxBytes) {
-			size += 256 + len(births[n].Payload) + len(births[n].Result)
-			n++
-		}
-		stored, err := r.store(ctx, births[:n])
-		if err != nil {
-			return err
-		}
-		failpoint.Hit("resolve/released")
-		var startable []*job.Run
-		for i, x := range stored {
-			if x == nil {
-				continue
-			}
-			of[i].g.Note(x)
-			r.touch(of[i]) // what was born ended may let more follow
-			if x.State == job.Queued {
-				startable = append(startable, x)
-			}
-		}
-		r.Born(startable)
-		births, of = births[n:], of[n:]
-	}
-	return nil
-}
-
-// store has the store take births, however often it takes, and answers the rows as they are.
-func (r *Resolver) store(ctx context.Context, births []*job.Run) ([]*job.Run, error) {
-	var receipts []job.Receipt
-	err := r.persist(ctx, func() (err error) {
-		receipts, err = r.Store.Release(ctx, r.Epoch, births)
-		return err
-	})
-	if len(births) == 1 && err == nil {
-		err = receipts[0].Err
-	}
-	switch {
-	case err == nil:
-	case job.CodeOf(err) == job.Fenced || ctx.Err() != nil:
-		return nil, err
-	case len(births) > 1: // one of them (S12)
-		a, err := r.store(ctx, births[:len(births)/2])
-		if err != nil {
-			return nil, err
-		}
-		b, err := r.store(ctx, births[len(births)/2:])
-		return append(a, b...), err
-	case births[0].Reason != job.InvalidResult:
-		r.Logger.Error("the store refuses a task's run; it fails as invalid_result", "run_id", births[0].ID, "err", err)
-		return r.store(ctx, []*job.Run{unstorable(births[0], r.Now())})
-	default:
-		return nil, err
-	}
-	rows := make([]*job.Run, len(births))
-	for i := range receipts {
-		if receipts[i].Err != nil {
-			one, err := r.store(ctx, births[i:i+1])
-			if err != nil {
-				return nil, err
-			}
-			rows[i] = one[0]
-			continue
-		}
-		rows[i] = receipts[i].Run
-		if rows[i] != nil && (rows[i].RootID != births[i].RootID || rows[i].Task != births[i].Task) {
-			r.Logger.Error("the id of a task's run belongs to another run", "run_id", births[i].ID, "root_id", births[i].RootID)
-			rows[i] = nil
-		}
-	}
-	return rows, nil
-}
-
-func unstorable(x *job.Run, now job.Instant) *job.Run {
-	n := *x
-	n.State, n.Reason, n.FinishedAt, n.QueuedAt = job.Failed, job.InvalidResult, now, 0
-	n.Payload, n.Result, n.Labels, n.Items = nil, nil, nil, 0
-	n.Error = "the store refused this run"
-	return &n
-}
-
-// end ends tasks with for_each, and roots.
-func (r *Resolver) end(ctx context.Context, moves []job.Move, of []*root) error {
-	if len(moves) == 0 {
-		return nil
-	}
-	moved, err := r.move(ctx, moves)
-	if err != nil {
-		for i, o := range of {
-			o.retry = append(o.retry, moves[i])
-			r.touch(o)
-		}
-		return err
-	}
-	failpoint.Hit("resolve/ended")
-	for i, o := range of {
-		if moved[i].Run == nil { // in somebody's hand
-			o.retry = append(o.retry, moves[i])
-			r.touch(o)
-		}
-	}
-	return nil
-}
-
-// move makes moves; what was moved the settler tells (Ended). The zero Moved is for those in somebody's hand.
-func (r *Resolver) move(ctx context.Context, moves []job.Move) (moved []job.Moved, err error) {
-	err = r.persist(ctx, func() error {
-		moved, err = r.Mover.MoveAll(ctx, moves)
-		return err
-	})
-	return moved, err
-}
-
-// persist repeats what the store may do yet.
-func (r *Resolver) persist(ctx context.Context, do func() error) error {
-	for {
-		err := do()
-		switch job.CodeOf(err) {
-		case job.Unavailable, job.Exhausted, job.Unknown:
-		default:
-			return err
-		}
-		if r.Pace.Sleep(ctx, r.trouble.Failed(err)); ctx.Err() != nil {
-			return err
-		}
 	}
 }

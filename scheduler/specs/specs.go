@@ -5,6 +5,7 @@ package specs
 import (
 	"context"
 	"encoding/json"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -135,7 +136,9 @@ func (s *Specs) Plan(ctx context.Context, r *job.Run) (*dag.Plan, error) {
 		return nil, err
 	}
 	if p, err = dag.Compile(d); err != nil { // it was compiled before it was stored
-		return nil, &job.Error{Code: job.Internal, Reason: "bad_spec", Message: "the stored document of a run cannot be carried out", Cause: err}
+		e := job.AsError(err)
+		return nil, &job.Error{Code: job.Internal, Reason: "bad_spec", Cause: err,
+			Message: "the stored document of this run cannot be carried out: " + strings.TrimPrefix(e.Field+": ", ": ") + e.Message}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
