@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/musterhq/muster/fsm"
 	"github.com/musterhq/muster/internal/clustertest"
 	"github.com/musterhq/muster/job"
 	"github.com/musterhq/muster/scheduler"
@@ -190,5 +191,46 @@ func TestRootsAreExplained(t *testing.T) {
 				t.Errorf("explained as %q, want %q", got, want)
 			}
 		}
+	})
+}
+
+// A run's end is stored, and the answer is lost however often it is asked for: what waited for it goes on all the same.
+func TestAnEndThatNobodyHeardOfIsFound(t *testing.T) {
+	lost := func(commands []fsm.Command) clustertest.Failure {
+		for _, x := range commands {
+			if m, ok := x.(*fsm.Move); ok && m.Moves[0].State == job.Cancelled {
+				return clustertest.DoneUnknown
+			}
+		}
+		return clustertest.NoFailure
+	}
+	t.Run("by the next tick's run", func(t *testing.T) {
+		in(t, func(t *testing.T, c *clustertest.Core) {
+			j := c.Apply(`{name: long, schedule: {cron: "@every 10s"}, overlap: queue, exec: {command: [work]}}`)
+			time.Sleep(21 * time.Second)
+			runs := c.RunsOf(j)
+			expectState(t, runs[1], job.Waiting, job.OverlapQueued)
+			c.Log.Fail(lost)
+			c.Cancel(runs[0].ID)
+			time.Sleep(time.Second)
+			expectState(t, c.Run(runs[0].ID), job.Cancelled, job.CancelRequested)
+			c.Log.Fail(nil)
+			time.Sleep(15 * time.Second)
+			expectState(t, c.Run(runs[1].ID), job.Queued, job.NoReason)
+		})
+	})
+	t.Run("by the root of a task", func(t *testing.T) {
+		in(t, func(t *testing.T, c *clustertest.Core) {
+			r := c.Submit(job.Submission{Spec: c.Spec(graph("a", "b<a run_if: all_done"))}, nil)
+			time.Sleep(time.Second)
+			c.Log.Fail(lost)
+			c.Cancel(job.TaskRunID(r.ID, "a", 0))
+			time.Sleep(time.Second)
+			c.Log.Fail(nil)
+			time.Sleep(16 * time.Second)
+			if got := states(t, c, r.ID); got != "a:cancelled(cancel_requested) b:queued" {
+				t.Errorf("rows: %s", got)
+			}
+		})
 	})
 }

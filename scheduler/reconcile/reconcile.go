@@ -65,6 +65,8 @@ type Control interface {
 // Mover moves runs.
 type Mover interface {
 	Move(ctx context.Context, moves []job.Move) error
+	// Heard is told of runs that turn out to have ended, for whatever waits for that.
+	Heard(ctx context.Context, ended []*job.Run) error
 }
 
 // Resolver has the runs of leaders' lanes that are running.
@@ -312,8 +314,19 @@ func (r *Reconciler) lookLater(ctx context.Context) error {
 		}
 		runs, err := r.Store.Load(ctx, ids)
 		if err == nil {
-			runs = slices.DeleteFunc(runs, func(x *job.Run) bool { return x == nil || x.State.Terminal() })
-			err = r.examine(ctx, runs)
+			var ended []*job.Run // by a move whose outcome nobody was told
+			runs = slices.DeleteFunc(runs, func(x *job.Run) bool {
+				if x != nil && x.State.Terminal() {
+					ended = append(ended, x)
+				}
+				return x == nil || x.State.Terminal()
+			})
+			if len(ended) > 0 {
+				err = r.Mover.Heard(ctx, ended)
+			}
+			if err == nil {
+				err = r.examine(ctx, runs)
+			}
 		}
 		if err != nil {
 			r.Later(ids...)

@@ -58,6 +58,7 @@ func (*long) LiveOfJob(context.Context, job.JobID, int) ([]*job.Run, error) { re
 func (*long) Load(context.Context, []job.RunID) ([]*job.Run, error)         { return nil, nil }
 func (*long) Paused(job.JobID, string) job.Reason                           { return job.NoReason }
 func (*long) Move(context.Context, []job.Move) error                        { return nil }
+func (*long) Heard(context.Context, []*job.Run) error                       { return nil }
 
 func (s *long) Holds(_ context.Context, ids []job.RunID) ([]bool, error) {
 	out := make([]bool, len(ids))

@@ -501,6 +501,15 @@ func (s *Settler) later(id job.RunID) {
 	}
 }
 
+// Heard takes in that runs have ended, as somebody read: that they did may have been said to nobody.
+func (s *Settler) Heard(ctx context.Context, ended []*job.Run) error {
+	moved := make([]job.Moved, len(ended))
+	for i, r := range ended {
+		moved[i].Run = r
+	}
+	return s.after(ctx, moved)
+}
+
 // Move moves runs that have no lease, each in the hand of the mover; those in another hand are left for later.
 func (s *Settler) Move(ctx context.Context, moves []job.Move) error {
 	_, err := s.MoveAll(ctx, moves)
