@@ -4,6 +4,8 @@
 //	clock      decides ticks, and has them stored
 //	dispatch   gives queued runs to workers; placement is pure (fleet.Place)
 //	settle     ends attempts and decides what follows
+//	resolve    opens runs with tasks, releases what follows from what has ended, and ends them
+//	fire       runs jobs whose dependencies on other jobs are satisfied
 //	reap       ends leases that ran out
 //	reconcile  finds what any of the others lost
 //	backlog    keeps the queue small, and its order as if it held everything
