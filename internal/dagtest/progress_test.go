@@ -84,9 +84,8 @@ func (w *world) settle(crashes bool) {
 		if step.Empty() {
 			return
 		}
-		stored := len(step.Births)
 		if crashes && w.draw("cut", 6) == 0 {
-			stored = w.draw("stored", len(step.Births)+1)
+			stored := w.draw("stored", len(step.Births)+1)
 			for _, r := range step.Births[:stored] {
 				w.put(r)
 			}
