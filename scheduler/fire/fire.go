@@ -54,16 +54,21 @@ func (f *Firer) Init() {
 
 // Due tells of jobs that may be due (job.Moved).
 func (f *Firer) Due(jobs []job.JobID) {
+	f.keep(jobs)
+	select {
+	case f.ready <- struct{}{}:
+	default:
+	}
+}
+
+// keep is Due without a word to Firing: what could not be fired is tried again after a pause.
+func (f *Firer) keep(jobs []job.JobID) {
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	for _, id := range jobs {
 		if len(f.due) < maxDue {
 			f.due[id] = struct{}{}
 		}
-	}
-	f.mu.Unlock()
-	select {
-	case f.ready <- struct{}{}:
-	default:
 	}
 }
 
@@ -100,9 +105,7 @@ func (f *Firer) Step(ctx context.Context) (more bool, err error) {
 	}
 	runs, err := f.Store.Fire(ctx, f.Epoch, jobs, now, limit)
 	if err != nil {
-		if jobs != nil {
-			f.Due(jobs)
-		}
+		f.keep(jobs)
 		return false, err
 	}
 	if len(runs) > 0 {
@@ -112,7 +115,7 @@ func (f *Firer) Step(ctx context.Context) (more bool, err error) {
 	if jobs == nil {
 		f.looked, f.all = now, len(runs) >= limit
 	} else if len(runs) >= limit {
-		f.Due(jobs)
+		f.keep(jobs)
 	}
 	return jobs != nil || f.all, nil
 }
