@@ -154,9 +154,9 @@ func (d *Dispatcher) wants(lanes []job.LaneDepth) []job.LaneWant {
 			if n = opening; k.Below() {
 				n = MaxBatch
 			}
-			if k.ConcurrencyKey() != "" && !whole {
-				n = 0
-			}
+		}
+		if k.ConcurrencyKey() != "" && !whole { // a root that is open may hold it, whatever waits for it here
+			n = 0
 		}
 		if k.ConcurrencyKey() != "" {
 			limit, known := d.limits[k]

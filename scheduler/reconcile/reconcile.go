@@ -405,13 +405,13 @@ func (r *Reconciler) examine(ctx context.Context, runs []*job.Run) error {
 		switch {
 		case x.State == job.Held && x.Reason == job.JobPaused:
 			if paused != job.JobPaused {
-				moves = append(moves, job.Move{ID: x.ID, State: job.Queued, QueuedAt: now, IfFence: &fence})
+				moves = append(moves, job.Move{ID: x.ID, State: job.Queued, QueuedAt: now, IfFence: &fence, IfState: x.IfOpened()})
 			} else {
 				r.Held(x.JobID)
 			}
 		case x.State == job.Running, // written late, and its lease is gone
 			x.State == job.Waiting && x.Reason == job.OverlapQueued && !r.Overlap.Waits(x):
-			moves = append(moves, job.Move{ID: x.ID, State: job.Queued, QueuedAt: now, IfFence: &fence})
+			moves = append(moves, job.Move{ID: x.ID, State: job.Queued, QueuedAt: now, IfFence: &fence, IfState: x.IfOpened()})
 		case x.State == job.Queued, x.State == job.Scheduled && x.ReadyAt <= now.Add(Ahead):
 			queue = append(queue, x)
 		}

@@ -11,9 +11,10 @@ import (
 )
 
 // open opens runs that the dispatcher took: roots with tasks, and run_job tasks.
-func (r *Resolver) open(ctx context.Context, runs []*job.Run) error {
+// It answers those that are still to be opened after an error: of the others the keys are held, or free again.
+func (r *Resolver) open(ctx context.Context, runs []*job.Run) (left []*job.Run, err error) {
 	if len(runs) == 0 {
-		return nil
+		return nil, nil
 	}
 	now := r.Now()
 	moves := make([]job.Move, 0, len(runs))
@@ -34,10 +35,9 @@ func (r *Resolver) open(ctx context.Context, runs []*job.Run) error {
 	}
 	moved, err := r.move(ctx, moves)
 	if err != nil {
-		return err
+		return opening, err
 	}
 	failpoint.Hit("resolve/opened")
-	var tasks []*job.Run
 	for i, m := range moved {
 		x := opening[i]
 		// After an outcome that was unknown it is open by this very move: nobody else opens.
@@ -52,16 +52,16 @@ func (r *Resolver) open(ctx context.Context, runs []*job.Run) error {
 		row.Payload, row.Spec, row.Labels = x.Payload, x.Spec, x.Labels // which the store may leave out
 		if !x.IsRoot() {
 			r.Fleet.Unhold(x.LaneKey()) // it has no key: its root has
-			tasks = append(tasks, &row)
+			r.childless = append(r.childless, &row)
 			continue
 		}
 		found, err := r.read(ctx, &row, false)
 		if err != nil {
-			return err
+			return opening[i:], err
 		}
 		r.begin(&row, found)
 	}
-	return r.beginChildren(ctx, tasks)
+	return nil, nil
 }
 
 // found is what there was to read about a root.
@@ -144,8 +144,8 @@ func (r *Resolver) load(ctx context.Context, ids []job.RunID) (map[job.RunID]*jo
 	return byID, nil
 }
 
-// begin goes on with an open root from what was read. It answers the run_job tasks whose child is not there yet.
-func (r *Resolver) begin(row *job.Run, f found) (childless []*job.Run) {
+// begin goes on with an open root from what was read.
+func (r *Resolver) begin(row *job.Run, f found) {
 	if f.err != nil {
 		r.Logger.Error("a run with tasks cannot go on: its document cannot be carried out", "run_id", row.ID, "err", f.err)
 		f.plan = &dag.Plan{Doc: &job.Document{}}
@@ -154,7 +154,7 @@ func (r *Resolver) begin(row *job.Run, f found) (childless []*job.Run) {
 		o.ends = []job.Move{{ID: row.ID, State: job.Failed, Reason: job.CannotStart, Fence: r.Fence(), Attempt: row.Attempt, StartedAt: row.StartedAt,
 			FinishedAt: r.Now(), Error: job.AsError(f.err).Message}}
 		r.touch(o)
-		return nil
+		return
 	}
 	o := &root{row: row, plan: f.plan, g: dag.NewProgress(f.plan, row)}
 	r.enter(o)
@@ -168,7 +168,7 @@ func (r *Resolver) begin(row *job.Run, f found) (childless []*job.Run) {
 		}
 		id := job.ChildRunID(x.ID, x.Attempt)
 		if f.kids[id] == nil {
-			childless = append(childless, x)
+			r.childless = append(r.childless, x)
 			continue
 		}
 		c := r.know(id, x, o)
@@ -180,12 +180,11 @@ func (r *Resolver) begin(row *job.Run, f found) (childless []*job.Run) {
 	if row.CancelAt != 0 {
 		r.cancels = append(r.cancels, o)
 	}
-	return childless
 }
 
 // adopt takes over rows that are running: roots of an earlier term, and what has a cancel intent.
 func (r *Resolver) adopt(ctx context.Context, rows []*job.Run) error {
-	var roots []job.RunID
+	var roots, lost []job.RunID
 	for _, x := range rows {
 		switch o := r.roots[x.ID]; {
 		case o != nil:
@@ -199,9 +198,14 @@ func (r *Resolver) adopt(ctx context.Context, rows []*job.Run) error {
 			roots = append(roots, x.ID)
 		case r.roots[x.RootID] == nil:
 			r.Later(x.RootID)
+		case r.parents[x.ID] == nil && r.runsJob(r.roots[x.RootID].plan, x): // its root was open here before the task was known
+			lost = append(lost, x.ID)
 		case x.CancelAt != 0:
 			r.cancelTask(x)
 		}
+	}
+	if err := r.find(ctx, lost); err != nil {
+		return err
 	}
 	slices.SortFunc(roots, func(a, b job.RunID) int { return cmp.Compare(string(a[:]), string(b[:])) })
 	roots = slices.Compact(roots)
@@ -214,17 +218,32 @@ func (r *Resolver) adopt(ctx context.Context, rows []*job.Run) error {
 		read := make([]found, len(some))
 		errs := make([]error, len(some))
 		r.Pace.Each(len(some), func(i int) { read[i], errs[i] = r.read(ctx, whole[some[i]], true) })
-		var childless []*job.Run
 		for i, id := range some {
 			if errs[i] != nil {
 				return errs[i]
 			}
 			r.Fleet.Hold(whole[id].LaneKey())
-			childless = append(childless, r.begin(whole[id], read[i])...)
+			r.begin(whole[id], read[i])
 		}
-		if err := r.beginChildren(ctx, childless); err != nil {
+		if err := r.beginChildren(ctx); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// find reads run_job tasks that are running and whose child nobody knows. Births of children are repeated at will.
+func (r *Resolver) find(ctx context.Context, ids []job.RunID) error {
+	rows, err := r.load(ctx, ids)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		x := rows[id]
+		if x == nil || r.roots[x.RootID] == nil || !r.runsJob(r.roots[x.RootID].plan, x) || slices.ContainsFunc(r.childless, func(o *job.Run) bool { return o.ID == id }) {
+			continue
+		}
+		r.childless = append(r.childless, x)
 	}
 	return nil
 }
@@ -239,8 +258,9 @@ func (r *Resolver) know(id job.RunID, task *job.Run, o *root) *child {
 	return c
 }
 
-// beginChildren gives birth to the runs of run_job tasks, which are running. Doing it again changes nothing.
-func (r *Resolver) beginChildren(ctx context.Context, tasks []*job.Run) error {
+// beginChildren gives birth to the runs of run_job tasks that are running and have none. Doing it again changes nothing.
+func (r *Resolver) beginChildren(ctx context.Context) error {
+	tasks := r.childless
 	if len(tasks) == 0 {
 		return nil
 	}
@@ -272,13 +292,13 @@ func (r *Resolver) beginChildren(ctx context.Context, tasks []*job.Run) error {
 			r.endTask(c, &job.Outcome{Kind: job.AttemptFailed, Reason: reason, Error: job.AsError(err).Message, Permanent: true})
 		}
 	}
-	if len(births) == 0 {
-		return nil
+	var stored []*job.Run
+	if len(births) > 0 {
+		if stored, err = r.store(ctx, births); err != nil {
+			return err
+		}
 	}
-	stored, err := r.store(ctx, births)
-	if err != nil {
-		return err
-	}
+	r.childless = nil
 	for i, x := range stored {
 		switch {
 		case x == nil || x.ParentID != births[i].ParentID:
@@ -319,6 +339,9 @@ func (r *Resolver) birthOfChild(ctx context.Context, o *root, task *job.Run, p P
 	}
 	x.Trigger, x.ParentID, x.Depth, x.Home, x.Priority = job.ByParent, task.ID, task.Depth+1, task.Home, task.Priority
 	x.Lane = string(x.LaneKey().LaneBelow())
+	if task.DeadlineAt != 0 && (x.DeadlineAt == 0 || x.DeadlineAt > task.DeadlineAt) { // T7
+		x.DeadlineAt = task.DeadlineAt
+	}
 	return x, nil
 }
 
@@ -332,6 +355,9 @@ func (r *Resolver) childEnded(c *child, x *job.Run) {
 	default:
 		o.Kind, o.Reason = job.AttemptFailed, job.ChildFailed
 		o.Error = "the run " + x.ID.String() + " of the job " + x.Job + " " + became(x)
+		if x.Reason == job.DeadlineExceeded && c.task.DeadlineAt != 0 && r.Now() >= c.task.DeadlineAt { // the task's own (T7)
+			o.Reason, o.Permanent = job.DeadlineExceeded, true
+		}
 	}
 	r.endTask(c, o)
 }

@@ -91,14 +91,15 @@ type Resolver struct {
 	trouble  pace.Trouble
 
 	// Of the goroutine that has its turns.
-	children map[job.RunID]*child // by the id of the child run
-	parents  map[job.RunID]*child // by the id of the task run
-	touched  []*root              // something was noted since their last Next
-	outcomes []outcome            // of run_job tasks, to be stored
-	cancels  []*root              // cancelled, and what is below them does not know yet
-	stopping []job.RunID          // likewise, what is below cancelled tasks
-	looked   job.Instant
-	lookedAt int // roots looked at, in the order of their ids
+	children  map[job.RunID]*child // by the id of the child run
+	parents   map[job.RunID]*child // by the id of the task run
+	touched   []*root              // something was noted since their last Next
+	outcomes  []outcome            // of run_job tasks, to be stored
+	cancels   []*root              // cancelled, and what is below them does not know yet
+	stopping  []job.RunID          // likewise, what is below cancelled tasks
+	childless []*job.Run           // run_job tasks that are running, and whose child is to be born
+	looked    job.Instant
+	lookedAt  int // roots looked at, in the order of their ids
 
 	mu    sync.Mutex
 	inbox inbox
@@ -264,8 +265,11 @@ func (r *Resolver) Step(ctx context.Context) (more bool, err error) {
 	}
 	in.adopt = nil
 	r.sweptNow()
-	if err := r.open(ctx, in.open); err != nil {
+	if in.open, err = r.open(ctx, in.open); err != nil {
 		r.putBack(in)
+		return true, err
+	}
+	if err := r.beginChildren(ctx); err != nil {
 		return true, err
 	}
 	if err := r.endTasks(ctx); err != nil {
