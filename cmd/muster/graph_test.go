@@ -325,11 +325,16 @@ func graphNode(t *testing.T) (w world, asked *lockedBuffer) {
 	ended := drawings()[7].run
 	ended.ID = taskID(42)
 	answers["/v1/runs/"+ended.ID.String()] = ended
+	answers["/v1/runs/"+taskID(43).String()] = job.Run{ID: taskID(43), RootID: run.ID, Task: "resize", Items: 12, State: job.Running, Home: job.HomeQuorum, Trigger: job.ByParent}
+	answers["/v1/runs/"+taskID(44).String()] = job.Run{ID: taskID(44), RootID: run.ID, Task: "extract", ReusedFrom: taskID(45), State: job.Succeeded, Home: job.HomeQuorum, Trigger: job.ByParent}
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodDelete && r.URL.Path == "/v1/jobs/load" {
 			w.WriteHeader(http.StatusConflict)
-			fmt.Fprint(w, `{"code":"conflict","reason":"has_dependents","detail":"the job load is upstream of etl; remove it from their depends_on or delete them first"}`)
+			fmt.Fprint(w, `{"code":"conflict","reason":"has_dependents","detail":"the job load is upstream of etl; remove it from their depends_on or delete them first; or delete it with detach=true, which gives each of them a version without it"}`)
 			return
+		}
+		if strings.HasSuffix(r.URL.Path, "/logs") {
+			return // nothing was written
 		}
 		body := make([]byte, 256)
 		n, _ := r.Body.Read(body)
@@ -353,10 +358,12 @@ func graphNode(t *testing.T) (w world, asked *lockedBuffer) {
 func TestGraphCommands(t *testing.T) {
 	t.Parallel()
 	w, asked := graphNode(t)
-	id := drawings()[8].run.ID.String()
+	id, items, reused := drawings()[8].run.ID.String(), taskID(43).String(), taskID(44).String()
 	var all strings.Builder
 	for _, line := range []string{
-		"run show " + id, "run show " + id + " --gantt", "run show " + id + " --task resize --item 3", "run show " + id + " --task nobody", "run explain " + id + " --task report",
+		"run show " + id, "run show " + id + " --gantt", "run show " + id + " --task resize --item 3", "run show " + id + " --task nobody", "run show " + id + " --task resize --item 13", "run show " + id + " --task resize --item 12",
+		"run show " + id + " --task report", "run logs " + id + " --task extract --item 1", "run logs " + id + " --task resize --item 0", "run logs " + id, "run logs " + items, "run logs " + reused,
+		"run explain " + id + " --task report",
 		"run list --root " + id + " --task resize", "job show etl", "job show fetch", "job graph etl", "job graph load -o mermaid", "job graph mail -o dot", "job graph nobody",
 		"run retry " + id, "run retry " + id + " --all", "run logs -f " + taskID(42).String(), "job delete load", "run list --task a", "run show " + id + " --item 3",
 	} {

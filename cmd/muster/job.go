@@ -307,7 +307,8 @@ func (c *cli) jobDeleteCommand() *cobra.Command {
 		}
 		err := k.DeleteJob(ctx, name, 0)
 		if e := job.AsError(err); err != nil && e.Reason == "has_dependents" {
-			return job.Errorf(e.Code, e.Reason, "%s; --detach takes it out of their depends_on", e.Message)
+			message, _, _ := strings.Cut(e.Message, "; or ") // what follows is in the words of the API
+			return job.Errorf(e.Code, e.Reason, "%s; or delete it with --detach, which takes it out of their depends_on", message)
 		}
 		return err
 	})

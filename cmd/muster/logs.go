@@ -73,8 +73,30 @@ func (c *cli) output(ctx context.Context, k *client.Client, id job.RunID, f foll
 		}
 		return c.printPiece(client.OutputEvent{Attempt: f.attempt, Data: data})
 	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Close())
+	n, err := io.Copy(out, in)
+	if err = errors.Join(err, out.Close()); err == nil && n == 0 {
+		c.sayWhoseOutput(ctx, k, id)
+	}
+	return err
+}
+
+// sayWhoseOutput tells a person where the output is of a run that writes nothing itself.
+func (c *cli) sayWhoseOutput(ctx context.Context, k *client.Client, id job.RunID) {
+	if !c.human() {
+		return
+	}
+	r, err := k.RunWithTasks(ctx, id)
+	if err != nil {
+		return // not worth an error: there is no output, and that is what was asked
+	}
+	switch {
+	case len(r.Tasks) > 0:
+		c.say("a run with tasks writes nothing itself; --task names one of them")
+	case r.Items > 0:
+		c.say("a task with for_each writes nothing itself; --item names one of its %s", count(int(r.Items), "item"))
+	case r.Task != "" && !r.ReusedFrom.IsZero():
+		c.say("this task was not run again: muster run logs %s shows what it wrote", r.ReusedFrom)
+	}
 }
 
 // follow shows output until the run has ended, and judges its end. The SDK continues a broken stream where it broke.

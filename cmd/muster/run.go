@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -181,12 +182,15 @@ func (c *cli) ofRun(use, short string, do func(ctx context.Context, k *client.Cl
 			if err != nil {
 				return err
 			}
+			if item == 0 && cmd.Flag("item").Changed {
+				return usageErrorf("--item: items are counted from 1")
+			}
 			ctx, k, err := c.client(cmd.Context())
 			if err != nil {
 				return err
 			}
 			if err = do(ctx, k, of); job.CodeOf(err) == job.NotFound && task != "" {
-				return job.Errorf(job.NotFound, "no_task_run", "the run %s has no run of the task %s (yet); see muster run show %s", id, task, id)
+				return noTaskRun(ctx, k, id, task, item)
 			}
 			return err
 		},
@@ -202,6 +206,34 @@ func (c *cli) ofRun(use, short string, do func(ctx context.Context, k *client.Cl
 		return c.completeTasks(&root)(cmd, args, start)
 	})
 	return cmd
+}
+
+// noTaskRun says why a run has no run of a task, or of an item of its list.
+func noTaskRun(ctx context.Context, k *client.Client, root job.RunID, task string, item uint32) error {
+	r, err := k.RunWithTasks(ctx, root)
+	if err != nil {
+		return err
+	}
+	no := func(format string, args ...any) error {
+		return job.Errorf(job.NotFound, "no_task_run", "the run %s %s", root, fmt.Sprintf(format, args...))
+	}
+	i := slices.IndexFunc(r.Tasks, func(t client.TaskRun) bool { return t.Name == task })
+	switch {
+	case len(r.Tasks) == 0:
+		return no("has no tasks; leave out --task")
+	case i < 0:
+		return no("has no task %s; muster run show %s lists its tasks", task, root)
+	}
+	switch t := &r.Tasks[i]; {
+	case item > 0 && t.Items != nil && int64(item) > int64(t.Items.Total):
+		return no("has %s of the task %s, counted from 1; there is no item %d", count(t.Items.Total, "item"), task, item)
+	case item > 0 && t.ForEach == "" && t.Items == nil && !t.ID.IsZero():
+		return no("has no list of items of the task %s, which has a run of its own; leave out --item", task)
+	case item > 0:
+		return no("has no run of item %d of the task %s yet; muster run explain %s --task %s says why", item, task, root, task)
+	default:
+		return no("has no run of the task %s; muster run explain %s --task %s says why", task, root, task)
+	}
 }
 
 // taskRunID is the id of the run of a task, or of an item of its list, and that of the run itself for no task.
