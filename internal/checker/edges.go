@@ -52,17 +52,20 @@ func (j *judge) edges(jb *Job) {
 		j.broken(NotFired, jb.Name, "its edges are all satisfied, and it has no run")
 	}
 	for i, e := range edges {
-		// An end before the edge was there counts at most once, as the last one.
-		must, may := 0, 0
+		// An end before the edge was there counts at most once, as the last one. Of one about then it is not known.
+		must, may, before := 0, 0, 0
 		for _, id := range j.of(e.Job) {
 			switch r := &j.runs[id].Run; {
 			case !e.On.SatisfiedBy(r.State):
-			case r.FinishedAt < since[i].Add(Apart):
-				may = 1
+			case r.FinishedAt < since[i].Add(-j.skew()):
+				before = 1
+			case r.FinishedAt < since[i].Add(j.skew()):
+				may++
 			default:
 				must++
 			}
 		}
+		may += before
 		switch n := counted[e.Job]; {
 		case n < must:
 			j.broken(EndLost, jb.Name, "%d runs of %s satisfied it (%s), of which %d are consumed, coalesced or pending", must, e.Job, cmp.Or(e.On, job.OnSuccess), n)
@@ -120,7 +123,7 @@ func (j *judge) upstream(r *job.Run, u job.UpstreamRun, edges []job.Edge) {
 		j.broken(WrongUpstream, r.ID, "it was born of %s of %s, which is not there", u.RunID, u.Job)
 	case !edges[i].On.SatisfiedBy(by.Run.State):
 		j.broken(WrongUpstream, r.ID, "it was born of %s of %s, which is %s; its edge is for %s", u.RunID, u.Job, by.Run.State, cmp.Or(edges[i].On, job.OnSuccess))
-	case r.CreatedAt < by.Run.FinishedAt.Add(-Apart):
+	case r.CreatedAt < by.Run.FinishedAt.Add(-j.skew()):
 		j.broken(WrongUpstream, r.ID, "it was born at %s of %s of %s, which ended at %s", r.CreatedAt, u.RunID, u.Job, by.Run.FinishedAt)
 	}
 }
@@ -129,7 +132,7 @@ func (j *judge) upstream(r *job.Run, u job.UpstreamRun, edges []job.Edge) {
 func (j *judge) beside(r *job.Run) {
 	for _, id := range j.of(r.Job) {
 		o := &j.runs[id].Run
-		if o.ID != r.ID && o.CreatedAt < r.CreatedAt.Add(-Apart) && (o.FinishedAt > r.CreatedAt.Add(Apart) || !o.State.Terminal()) {
+		if o.ID != r.ID && o.CreatedAt < r.CreatedAt.Add(-j.skew()) && (o.FinishedAt > r.CreatedAt.Add(j.skew()) || !o.State.Terminal()) {
 			j.broken(FiredBeside, r.ID, "it was born at %s, when %s of %s was there, which ended at %s", r.CreatedAt, id, o.CreatedAt, o.FinishedAt)
 			return
 		}

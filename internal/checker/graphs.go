@@ -153,9 +153,9 @@ func (g *graph) early(t *job.Task, row *Run) {
 			continue
 		case !up.Run.State.Terminal():
 			g.broken(TaskEarly, g.name(t), "it is %s, and %s before it is %s", row.Run.State, name, up.Run.State)
-		case row.Run.CreatedAt < up.Run.FinishedAt.Add(-Apart):
+		case row.Run.CreatedAt < up.Run.FinishedAt.Add(-g.skew()):
 			g.broken(TaskEarly, g.name(t), "it was born at %s, %s before it ended at %s", row.Run.CreatedAt, name, up.Run.FinishedAt)
-		case first != nil && first.Wall != 0 && job.At(time.Unix(0, first.Wall)) < up.Run.FinishedAt.Add(-Apart):
+		case first != nil && first.Wall != 0 && job.At(time.Unix(0, first.Wall)) < up.Run.FinishedAt.Add(-g.skew()):
 			g.broken(TaskEarly, g.name(t), "it started at %s, %s before it ended at %s", job.At(time.Unix(0, first.Wall)), name, up.Run.FinishedAt)
 		}
 		i := slices.IndexFunc(g.doc.Tasks, func(u job.Task) bool { return u.Name == name })
@@ -232,7 +232,7 @@ func (g *graph) list(t *job.Task, row *Run) {
 			g.broken(WrongItems, g.name(t), "there is an item %d of %d", i, n)
 		case r.Run.State == job.Skipped:
 			g.broken(WrongItems, g.name(t), "item %d is skipped", i)
-		case row.Run.State.Terminal() && row.Run.ReusedFrom.IsZero() && r.Run.FinishedAt > row.Run.FinishedAt.Add(Apart):
+		case row.Run.State.Terminal() && row.Run.ReusedFrom.IsZero() && r.Run.FinishedAt > row.Run.FinishedAt.Add(g.skew()):
 			g.broken(WrongItems, g.name(t), "it ended at %s, and its item %d at %s", row.Run.FinishedAt, i, r.Run.FinishedAt)
 		}
 	}
@@ -295,7 +295,7 @@ func (g *graph) child(t *job.Task, r *Run) {
 		case c.Run.State == job.Succeeded && (!last || r.Run.State == job.Failed),
 			c.Run.State != job.Succeeded && last && r.Run.State == job.Succeeded:
 			g.broken(WrongChild, g.name(t), "it is %s (%s) after %d attempts, and the run %s of attempt %d is %s", r.Run.State, r.Run.Reason, r.Run.Attempt, id, n, c.Run.State)
-		case r.Run.State.Terminal() && c.Run.FinishedAt > r.Run.FinishedAt.Add(Apart):
+		case r.Run.State.Terminal() && c.Run.FinishedAt > r.Run.FinishedAt.Add(g.skew()):
 			g.broken(WrongChild, g.name(t), "it ended at %s, and the run %s of attempt %d at %s", r.Run.FinishedAt, id, n, c.Run.FinishedAt)
 		}
 	}
@@ -317,7 +317,7 @@ func (g *graph) end() {
 		if s := row.Run.State; bad == "" && !t.AllowFailure && (s == job.Failed || s == job.Cancelled) {
 			bad = fmt.Sprintf("%s %s (%s)", t.Name, s, row.Run.Reason)
 		}
-		if row.Run.FinishedAt > root.FinishedAt.Add(Apart) {
+		if row.Run.FinishedAt > root.FinishedAt.Add(g.skew()) {
 			g.broken(RootEarly, root.ID, "it ended at %s, and its task %s at %s", root.FinishedAt, t.Name, row.Run.FinishedAt)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/musterhq/muster/job"
 )
@@ -26,6 +27,9 @@ type History struct {
 	Refusals []Refusal
 	// Store is the rung that the cluster has for its own; 0: it is not judged where runs lie.
 	Store job.Home
+	// Apart is how far the cluster's time was from the true one at most, where clocks were set wrong; 0: not at all. It is
+	// not saved with the rest.
+	Apart time.Duration
 }
 
 // Life is one process of the system, from its start to its end. Several may live at once.

@@ -109,6 +109,9 @@ const AtOnce = Moment(time.Second)
 // brought together over a network, and offsets below this one are not followed (L8).
 const Apart = 20 * time.Millisecond
 
+// skew is how far moments of the cluster's time may be from each other's truth in this trial.
+func (j *judge) skew() time.Duration { return max(Apart, j.h.Apart) }
+
 // Report is what Judge found.
 type Report struct {
 	Violations []Violation

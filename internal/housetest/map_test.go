@@ -30,7 +30,7 @@ var arrows = map[string][]string{
 	"internal/app":         {everyone},
 	"internal/pki":         {"job"},
 	"internal/access":      {"job", "api", "internal/pki"},
-	"internal/sim":         {"job", "job/timetable", "fsm", "scheduler", "storage", "storage/replicated", "cluster", "internal/checker"},
+	"internal/sim":         {"job", "job/timetable", "fsm", "scheduler", "storage", "storage/replicated", "cluster", "internal/checker", "internal/dagtest"},
 	"internal/checker":     {"job", "job/timetable"},
 	"internal/dagtest":     {"job", "job/dag"}, // its tests alone know the package that they judge
 	"internal/failpoint":   {},

@@ -19,10 +19,11 @@ type clients struct {
 	accepted []job.RunID
 	specs    []*job.Document
 	texts    []json.RawMessage
+	graphs   graphs
 	busy     int // requests without an answer
 }
 
-// simJob is a job that ticks.
+// simJob is a job; most tick.
 type simJob struct {
 	id     job.JobID
 	name   string
@@ -31,6 +32,7 @@ type simJob struct {
 	edits  int
 	paused bool
 	there  bool
+	then   func() // once it is there
 }
 
 var inline = []string{
@@ -59,6 +61,7 @@ func (c *clients) begin() {
 		c.jobs = append(c.jobs, j)
 		c.put(j, fmt.Sprintf(j.text, 0), false)
 	}
+	c.beginGraphs()
 	pace := 200*time.Millisecond + s.upTo(3*time.Second)
 	var next func()
 	next = func() {
@@ -99,6 +102,10 @@ func (c *clients) one() {
 		c.cancel(c.accepted[s.rand.IntN(len(c.accepted))])
 	case k <= 6 && len(c.accepted) > 0:
 		c.read(c.accepted[s.rand.IntN(len(c.accepted))])
+	case k <= 8 && c.graphs.jobs[1].there:
+		c.submitChain()
+	case k == 9 && len(c.graphs.drawn) > 0 && len(c.graphs.trials) < 4:
+		c.submitGraph()
 	default:
 		c.submit()
 	}
@@ -177,10 +184,21 @@ func (c *clients) submit() {
 		i = int(sub.Key[4]-'0') % len(c.specs) // one body for a key
 		sub.Spec, sub.RunAt = c.specs[i], 0
 	}
-	hash := sha256.Sum256(c.texts[i])
+	c.send(sub, c.texts[i])
+}
+
+func (c *clients) send(sub job.Submission, body json.RawMessage) {
+	s := c.sim
+	hash := sha256.Sum256(body)
 	var answer *job.Run
-	c.request("submit", 8, func(ctx context.Context, n *node) error {
-		r, err := job.Birth(&sub, nil, job.At(n.now()))
+	c.request("submit", 8, func(ctx context.Context, n *node) (err error) {
+		var of *job.Job
+		if sub.Job != "" {
+			if of, err = n.store.Job(ctx, sub.Namespace, sub.Job); err != nil {
+				return err
+			}
+		}
+		r, err := job.Birth(&sub, of, job.At(n.now()))
 		if err != nil {
 			return err
 		}
@@ -199,7 +217,7 @@ func (c *clients) submit() {
 		c.hint(n, func(to *node) { to.term.Born([]*job.Run{answer}) })
 		return nil
 	}, func(n *node, asked time.Duration, err error) {
-		op := checker.Op{Kind: checker.Submit, Asked: moment(asked), Done: moment(s.now), Outcome: outcome(err), Node: n.name, ID: sub.ID, Key: sub.Key, Body: c.texts[i]}
+		op := checker.Op{Kind: checker.Submit, Asked: moment(asked), Done: moment(s.now), Outcome: outcome(err), Node: n.name, ID: sub.ID, Key: sub.Key, Body: body}
 		if err == nil {
 			op.Answer = answer
 			c.accepted = append(c.accepted, answer.ID)
@@ -278,8 +296,8 @@ func (c *clients) put(j *simJob, text string, last bool) {
 			return err
 		}
 		j.there = true
-		mark, _, err := job.MarkOf(stored.ID, stored.Version, stored.Spec)
-		if err != nil {
+		mark, ticks, err := job.MarkOf(stored.ID, stored.Version, stored.Spec)
+		if err != nil || !ticks {
 			return err
 		}
 		_, err = n.control.PutSchedule(ctx, mark)
@@ -287,7 +305,12 @@ func (c *clients) put(j *simJob, text string, last bool) {
 			return nil
 		}
 		return err
-	}, func(*node, time.Duration, error) {})
+	}, func(_ *node, _ time.Duration, err error) {
+		if then := j.then; err == nil && j.there && then != nil {
+			j.then = nil
+			then()
+		}
+	})
 }
 
 func (c *clients) pause(j *simJob, paused bool) {

@@ -22,6 +22,7 @@ func (n *node) now() time.Time {
 	if n.followed {
 		ahead = n.origin
 	}
+	n.sim.history.Apart = max(n.sim.history.Apart, ahead.Abs()+jitter)
 	return began.Add(n.sim.now + ahead)
 }
 

@@ -64,6 +64,10 @@ func (s *Sim) applied(n *node, index uint64, e *entry, results []fsm.Result) {
 			s.decided(ticks)
 		case *fsm.StoreTicks:
 			s.effective(c.Epoch)
+		case *fsm.Release:
+			s.effective(c.Epoch)
+		case *fsm.Fire:
+			s.effective(c.Epoch)
 		case *fsm.Move:
 			s.effective(c.Epoch)
 			moved, _ := r.Value.([]job.Moved)
@@ -185,6 +189,9 @@ func (s *Sim) unfinished() string {
 		why, _ := l.term.Explain(context.Background(), r)
 		return fmt.Sprintf("%d runs live, such as %s of %q: %s (%s): %s", v.Fill().LiveRuns, r.ID, r.Job, r.State, r.Reason, why)
 	}
+	if v.Fires() {
+		return "jobs are due after others"
+	}
 	if g := l.state.Grants(); len(g) > 0 {
 		return fmt.Sprintf("%d leases stand", len(g))
 	}
@@ -243,7 +250,7 @@ func (s *Sim) judge() *checker.Report {
 		}
 		s.history.Jobs = append(s.history.Jobs, jb)
 	}
-	for r := range v.Runs(fsm.Which{Live: true, History: true}) {
+	note := func(r *job.Run) {
 		attempts, err := l.store.Attempts(ctx, r.ID)
 		if err != nil {
 			s.broken("attempts of %s: %v", r.ID, err)
@@ -253,11 +260,20 @@ func (s *Sim) judge() *checker.Report {
 		}
 		s.history.Runs = append(s.history.Runs, checker.Run{Run: *r, Attempts: attempts})
 	}
+	for r := range v.Runs(fsm.Which{Live: true, History: true}) {
+		note(r)
+		for below := range v.Runs(fsm.Which{Live: true, History: true, RootID: r.ID}) {
+			note(below)
+		}
+	}
+	s.clients.graphs.history(s, l)
 	s.history.Refusals = []checker.Refusal{{Kind: checker.LateWorker, N: 1}, {Kind: checker.LateLeader, N: 1}} // judged over all seeds
 	report := checker.Judge(&s.history)
 	for _, x := range report.Violations {
 		s.broken("%s", x)
 	}
+	s.exercised(report)
+	s.clients.graphs.judge(s)
 	s.overlaps("the concurrency key", 2, func(a *attempt) bool { return a.Spec.Concurrency != nil && a.Spec.Concurrency.Key == "k" })
 	for _, j := range s.clients.jobs[1:] {
 		s.overlaps(j.name, 1, func(a *attempt) bool { return a.Job == j.name })

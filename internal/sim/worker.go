@@ -285,7 +285,9 @@ func (w *worker) assigned(x *stream, a *job.Assignment) {
 		long = s.upTo(20 * time.Millisecond)
 	}
 	code := 0
-	if s.rand.IntN(6) == 0 {
+	if o, ours := s.clients.graphs.outcome(a); ours {
+		code = int(o.ExitCode)
+	} else if s.rand.IntN(6) == 0 {
 		code = 1
 	}
 	w.endsIn(t, long*time.Duration(w.slow), code)
@@ -337,6 +339,14 @@ func (w *worker) collect(t *attempt) {
 		o.Kind, o.Reason = job.AttemptLost, job.LeaseLost
 	default:
 		o.Kind, o.Reason, o.ExitCode, o.Error = job.AttemptFailed, job.ExitCode, int32(t.code), "exit status 1"
+	}
+	if said, ours := w.sim.clients.graphs.outcome(t.Assignment); ours {
+		switch o.Kind {
+		case job.AttemptSucceeded:
+			o.Result = said.Result
+		case job.AttemptFailed:
+			o.Permanent = said.Permanent
+		}
 	}
 	w.hold(o)
 }
