@@ -113,3 +113,21 @@ func TestAKeyIsHeldThoughAnotherRootCannotBeRead(t *testing.T) {
 		}
 	})
 }
+
+// T9: a child that would wait for a key until those end that wait for the child is refused.
+func TestAChildDoesNotWaitForTheKeyOfThoseAboveIt(t *testing.T) {
+	in(t, func(t *testing.T, c *clustertest.Core) {
+		c.Workers.Add(worker("w", 4), clustertest.Succeed(time.Second))
+		c.Apply("{name: inner, concurrency: {key: k}, exec: {command: [work]}}")
+		c.Apply("{name: pair, concurrency: {key: p, limit: 2}, exec: {command: [work]}}")
+		c.Apply("name: between\n" + graph("b run_job: {job: inner}"))
+		for key, want := range map[string]job.State{"k": job.Failed, "p": job.Succeeded} {
+			name := map[string]string{"k": "between", "p": "pair"}[key]
+			r := c.Submit(job.Submission{Spec: c.Spec("concurrency: {key: " + key + "}\n" + graph("a run_job: {job: "+name+"}"))}, nil)
+			time.Sleep(time.Minute)
+			if got := c.Run(r.ID).State; got != want {
+				t.Errorf("%s: %s, want %s", key, got, want)
+			}
+		}
+	})
+}

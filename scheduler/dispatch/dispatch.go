@@ -161,7 +161,7 @@ func (d *Dispatcher) wants(lanes []job.LaneDepth) []job.LaneWant {
 		if k.ConcurrencyKey() != "" {
 			limit, known := d.limits[k]
 			if !known {
-				limit = 1 // one entry tells the limit
+				limit = d.Fleet.Held(k) + 1 // one entry tells the limit, which other lanes of the key may leave room in
 			}
 			n = min(n, limit-d.Fleet.Held(k))
 		}

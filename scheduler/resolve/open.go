@@ -337,12 +337,31 @@ func (r *Resolver) birthOfChild(ctx context.Context, o *root, task *job.Run, p P
 	if err != nil {
 		return nil, err
 	}
+	if c := of.Spec.Concurrency; c != nil && r.heldAbove(o, x.LaneKey()) >= max(1, c.Limit) {
+		return nil, job.Errorf(job.Invalid, "key_held_above", "a run of the job %s would wait for ever: the concurrency key %q is held by the runs that wait for it; give it another key", name, c.Key)
+	}
 	x.Trigger, x.ParentID, x.Depth, x.Home, x.Priority = job.ByParent, task.ID, task.Depth+1, task.Home, task.Priority
 	x.Lane = string(x.LaneKey().LaneBelow())
 	if task.DeadlineAt != 0 && (x.DeadlineAt == 0 || x.DeadlineAt > task.DeadlineAt) { // T7
 		x.DeadlineAt = task.DeadlineAt
 	}
 	return x, nil
+}
+
+// heldAbove is how many of a root and those above it hold the concurrency key of a lane.
+func (r *Resolver) heldAbove(o *root, lane job.LaneKey) (n int) {
+	for range job.MaxRunDepth + 1 {
+		above := o.row.LaneKey()
+		if k := lane.ConcurrencyKey(); k != "" && above.ConcurrencyKey() == k && above.Namespace() == lane.Namespace() {
+			n++
+		}
+		c := r.parents[o.row.ParentID]
+		if c == nil {
+			break
+		}
+		o = c.of
+	}
+	return n
 }
 
 // childEnded ends the attempt of a run_job task as its child ended (T9).
