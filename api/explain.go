@@ -3,6 +3,7 @@ package api
 import (
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/musterhq/muster/job"
 )
@@ -177,5 +178,9 @@ func because(r *job.Run) string {
 	if r.Error == "" {
 		return ""
 	}
-	return " " + clip(r.Error)
+	const most = 300
+	if len(r.Error) <= most {
+		return " " + r.Error
+	}
+	return " " + strings.ToValidUTF8(r.Error[:most], "") + " ..."
 }

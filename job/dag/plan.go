@@ -1,6 +1,7 @@
 package dag
 
 import (
+	"cmp"
 	"encoding/json"
 	"maps"
 	"slices"
@@ -16,8 +17,39 @@ import (
 // references to what is not before a task. The first thing wrong is answered as a *job.Error with its field, such as
 // tasks[3].when.
 func Validate(d *job.Document) error {
+	if err := literal(d); err != nil {
+		return err
+	}
 	_, err := Compile(d)
 	return err
+}
+
+// literal refuses what looks like a template where none is filled in, and would be taken for the text that it is.
+func literal(d *job.Document) error {
+	check := func(field string, texts ...string) error {
+		for _, text := range texts {
+			if strings.Contains(text, job.TemplateMark) {
+				return job.InvalidField(field, "there are no templates here; they stand in env, in http's url, headers and body, and in payload")
+			}
+		}
+		return nil
+	}
+	all := func(field string, texts map[string]string) error {
+		for _, k := range slices.Sorted(maps.Keys(texts)) {
+			if err := check(field+"."+k, texts[k]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	errs := []error{all("labels", d.Labels), all("selector", d.Selector)}
+	if d.Concurrency != nil {
+		errs = append(errs, check("concurrency.key", d.Concurrency.Key))
+	}
+	for i := range d.Tasks {
+		errs = append(errs, all("tasks["+strconv.Itoa(i)+"].selector", d.Tasks[i].Selector))
+	}
+	return cmp.Or(errs...)
 }
 
 // Compile makes the plan of a valid document, with tasks or without. What Validate would refuse it refuses with the same

@@ -318,7 +318,7 @@ func (d *Dispatcher) prepare(ctx context.Context, cs []fleet.Candidate, now job.
 			continue
 		}
 		failed = append(failed, job.Move{ID: c.Run.ID, State: job.Failed, Reason: job.ExpressionFailed, FinishedAt: now,
-			Error: job.AsError(p.Err).Message, IfFence: &c.Run.Fence})
+			Error: resolve.Sentence(p.Err), IfFence: &c.Run.Fence})
 		c.Run = nil
 	}
 	return slices.DeleteFunc(cs, func(c fleet.Candidate) bool { return c.Run == nil }), failed, nil

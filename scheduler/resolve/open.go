@@ -289,7 +289,7 @@ func (r *Resolver) beginChildren(ctx context.Context) error {
 			if job.AsError(err).Reason == "expression_failed" {
 				reason = job.ExpressionFailed
 			}
-			r.endTask(c, &job.Outcome{Kind: job.AttemptFailed, Reason: reason, Error: job.AsError(err).Message, Permanent: true})
+			r.endTask(c, &job.Outcome{Kind: job.AttemptFailed, Reason: reason, Error: Sentence(err), Permanent: true})
 		}
 	}
 	var stored []*job.Run

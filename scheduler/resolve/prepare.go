@@ -15,6 +15,15 @@ type Prepared struct {
 	Err     error // it cannot start: a template of it cannot be filled in
 }
 
+// Sentence is what a person reads of why a run cannot start: it says which template.
+func Sentence(err error) string {
+	e := job.AsError(err)
+	if e.Field == "" {
+		return e.Message
+	}
+	return e.Field + ": " + e.Message
+}
+
 // Prepare fills in templates for runs that were read from the store, and finds their payload. Its error is the store's.
 func (r *Resolver) Prepare(ctx context.Context, runs []*job.Run) ([]Prepared, error) {
 	return r.prepare(ctx, runs)
