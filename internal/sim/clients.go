@@ -102,9 +102,9 @@ func (c *clients) one() {
 		c.cancel(c.accepted[s.rand.IntN(len(c.accepted))])
 	case k <= 6 && len(c.accepted) > 0:
 		c.read(c.accepted[s.rand.IntN(len(c.accepted))])
-	case k <= 8 && c.graphs.jobs[1].there:
+	case k == 7 && c.graphs.jobs[1].there:
 		c.submitChain()
-	case k == 9 && len(c.graphs.drawn) > 0 && len(c.graphs.trials) < 4:
+	case k == 8 && len(c.graphs.drawn) > 0 && len(c.graphs.trials) < 4:
 		c.submitGraph()
 	default:
 		c.submit()

@@ -2,6 +2,8 @@ package sim
 
 import (
 	"context"
+	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -69,6 +71,23 @@ type badStore struct {
 	scheduler.Store
 	move func(scheduler.Store, context.Context, job.Epoch, []job.Move) ([]job.Moved, error)
 	live func(scheduler.Store, context.Context, job.JobID, int) ([]*job.Run, error)
+	give func(scheduler.Store, context.Context, job.Epoch, []*job.Run) ([]job.Receipt, error)
+	fire func(scheduler.Store, context.Context, job.Epoch, []*job.Run) // told what was fired
+}
+
+func (b *badStore) Release(ctx context.Context, e job.Epoch, runs []*job.Run) ([]job.Receipt, error) {
+	if b.give != nil {
+		return b.give(b.Store, ctx, e, runs)
+	}
+	return b.Store.Release(ctx, e, runs)
+}
+
+func (b *badStore) Fire(ctx context.Context, e job.Epoch, jobs []job.JobID, now job.Instant, limit int) ([]*job.Run, error) {
+	born, err := b.Store.Fire(ctx, e, jobs, now, limit)
+	if b.fire != nil && err == nil {
+		b.fire(b.Store, ctx, e, born)
+	}
+	return born, err
 }
 
 func (b *badStore) Move(ctx context.Context, e job.Epoch, m []job.Move) ([]job.Moved, error) {
@@ -178,7 +197,66 @@ var planted = []struct {
 			return g.Assign(ctx, d)
 		}}), ""},
 	{"ticks run ahead of the clock", 10, Plant{Clock: func(t time.Time) time.Time { return t.Add(time.Second) }}, "is decided at"},
+	{"births are released again under other ids after a takeover", 20, store(badStore{give: releasedTwice}), "D1 invented"},
+	{"an end that satisfied an edge does so again", 20, store(badStore{fire: firedTwice}), "consumed twice"},
+	{"a task is skipped before the one before it has ended", 20, store(badStore{give: skippedEarly}), "T1 early"},
+	{"the run that a task makes is lost", 20, store(badStore{give: childLost}), "runs live"},
 	{"followers acknowledge what is not on disk", 40, Plant{AckBeforeSync: true}, ""},
+}
+
+func otherID(r *job.Run) *job.Run {
+	n := *r
+	n.ID[15] ^= 1
+	return &n
+}
+
+func releasedTwice(s scheduler.Store, ctx context.Context, e job.Epoch, runs []*job.Run) ([]job.Receipt, error) {
+	receipts, err := s.Release(ctx, e, runs)
+	if e > 1 && err == nil {
+		again := make([]*job.Run, len(runs))
+		for i, r := range runs {
+			again[i] = otherID(r)
+		}
+		s.Release(ctx, e, again)
+	}
+	return receipts, err
+}
+
+func firedTwice(s scheduler.Store, ctx context.Context, e job.Epoch, born []*job.Run) {
+	for _, r := range born {
+		s.Release(ctx, e, []*job.Run{otherID(r)})
+	}
+}
+
+// skippedEarly skips what comes after a task when that is released.
+func skippedEarly(s scheduler.Store, ctx context.Context, e job.Epoch, runs []*job.Run) ([]job.Receipt, error) {
+	for _, r := range runs {
+		root, err := s.Load(ctx, []job.RunID{r.RootID})
+		var d job.Document
+		if err != nil || root[0] == nil || r.State != job.Queued || r.Item > 0 || json.Unmarshal(root[0].Spec, &d) != nil {
+			continue
+		}
+		for _, t := range d.Tasks {
+			if slices.Contains(t.DependsOn, r.Task) {
+				n := *r
+				n.ID, n.Task = job.TaskRunID(r.RootID, t.Name, 0), t.Name
+				n.State, n.Reason, n.QueuedAt, n.FinishedAt = job.Skipped, job.UpstreamFailed, 0, r.CreatedAt
+				s.Release(ctx, e, []*job.Run{&n})
+			}
+		}
+	}
+	return s.Release(ctx, e, runs)
+}
+
+func childLost(s scheduler.Store, ctx context.Context, e job.Epoch, runs []*job.Run) ([]job.Receipt, error) {
+	if runs[0].ParentID.IsZero() {
+		return s.Release(ctx, e, runs)
+	}
+	receipts := make([]job.Receipt, len(runs))
+	for i, r := range runs {
+		receipts[i].Run = r
+	}
+	return receipts, nil
 }
 
 func TestPlantedBugsAreFound(t *testing.T) {

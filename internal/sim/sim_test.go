@@ -67,7 +67,8 @@ func TestSim(t *testing.T) {
 		t.Logf("%9d  %s", total[k], k)
 	}
 	if tried >= 100 {
-		for _, k := range []string{"results refused", "commands fenced"} {
+		for _, k := range []string{"results refused", "commands fenced", "graphs judged", "starts of tasks judged", "items", "tasks skipped",
+			"edges consumed", "edges coalesced"} {
 			if total[k] == 0 {
 				t.Errorf("%s: never in %d seeds; what is not exercised is not tested", k, tried)
 			}
