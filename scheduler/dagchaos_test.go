@@ -38,7 +38,7 @@ func dagChaos(t *testing.T, seed uint64) {
 	t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
 		in(t, func(t *testing.T, c *clustertest.Core) {
 			r := rand.New(rand.NewPCG(seed, 4))
-			g := &clustertest.Graphs{Core: c, Store: c.Store, Home: job.HomeQuorum, Seed: seed, Roots: 3 + r.IntN(4), Step: 2 * time.Second, Limit: 30 * time.Minute}
+			g := &clustertest.Graphs{Core: c, Store: c.Store, Home: job.HomeQuorum, Seed: seed, Roots: 3 + r.IntN(4), Step: 2 * time.Second, Rounds: 2, Limit: 30 * time.Minute}
 			if seed%4 != 0 {
 				g.Share, g.Cut = []float64{0.01, 0.05, 0.2}[r.IntN(3)], []int{25, 60, 200}[r.IntN(3)]
 			}

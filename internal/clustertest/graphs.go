@@ -21,15 +21,16 @@ import (
 // its workers die, and judges what becomes of them by the rules T1 to T9. It uses no clock but time's: in a bubble its
 // minutes cost nothing. A seed does not replay exactly, goroutines are scheduled as they like.
 type Graphs struct {
-	Core  *Core
-	Store storage.Store // of the runs; the core's terms use it too
-	Home  job.Home
-	Seed  uint64
-	Roots int
-	Share float64       // of the calls that fail
-	Cut   int           // one call in so many is the last that its leader makes; 0: none
-	Step  time.Duration // what the steps of the trial take at most, and the attempts
-	Limit time.Duration // in which all must have ended once nothing fails
+	Core   *Core
+	Store  storage.Store // of the runs; the core's terms use it too
+	Home   job.Home
+	Seed   uint64
+	Roots  int
+	Share  float64       // of the calls that fail
+	Cut    int           // one call in so many is the last that its leader makes; 0: none
+	Step   time.Duration // what the steps of the trial take at most, and the attempts
+	Rounds int           // how often all that failed is retried, what is a retry too
+	Limit  time.Duration // in which all must have ended once nothing fails
 
 	// Counts of what happened.
 	Starts, Lost, Failures, Leaders, Retries, Again int
@@ -93,11 +94,12 @@ func (g *Graphs) Run() {
 		}
 	})
 	g.judge()
-	for range 2 { // T8, the second a retry of a retry
+	for range g.Rounds { // T8
 		g.trouble(func() {
 			for _, x := range g.trials {
-				g.retry(x)
-				g.disturb()
+				if g.retry(x) {
+					g.disturb()
+				}
 			}
 		})
 		g.judge()
@@ -220,7 +222,8 @@ func (g *Graphs) disturb() {
 			}
 		}
 	}
-	for _, x := range g.trials {
+	for range min(8, len(g.trials)) {
+		x := g.trials[g.draw(len(g.trials))]
 		root := g.run(x.Root)
 		rows := g.rows(x.Root)
 		if g.run(x.Root).CancelAt == root.CancelAt {
@@ -335,11 +338,11 @@ func (g *Graphs) begin(i int) {
 }
 
 // retry submits a root again that failed, to reuse what succeeded (T8).
-func (g *Graphs) retry(x *trial) {
+func (g *Graphs) retry(x *trial) bool {
 	g.Core.t.Helper()
 	root := g.run(x.Root)
 	if root.State != job.Failed || x.again {
-		return
+		return false
 	}
 	x.again = true
 	g.Retries++
@@ -347,6 +350,7 @@ func (g *Graphs) retry(x *trial) {
 	n.seed, n.again = x.seed+1<<32, false
 	n.Trial = &dagtest.Trial{Graph: x.Graph, Reuse: x.Reusable(g.rows(x.Root))}
 	g.submit(&n, job.RetryRunID(root.ID, root.FinishedAt), root)
+	return true
 }
 
 func (g *Graphs) submit(x *trial, id job.RunID, of *job.Run) {
