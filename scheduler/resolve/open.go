@@ -56,12 +56,32 @@ func (r *Resolver) open(ctx context.Context, runs []*job.Run) (left []*job.Run, 
 			continue
 		}
 		found, err := r.read(ctx, &row, false)
-		if err != nil {
+		if r.fatal(ctx, err) {
 			return opening[i:], err
+		}
+		if err != nil {
+			r.Fleet.Unhold(x.LaneKey())
+			r.setAside(x.ID, err)
+			continue
 		}
 		r.begin(&row, found)
 	}
 	return nil, nil
+}
+
+// fatal tells whether an error is of more than one run: then everything is tried again, or the term is over.
+func (r *Resolver) fatal(ctx context.Context, err error) bool {
+	switch job.CodeOf(err) {
+	case job.Invalid, job.Internal, job.NotFound:
+		return ctx.Err() != nil
+	}
+	return err != nil
+}
+
+// setAside leaves a running root that cannot be read for later, so that others go on.
+func (r *Resolver) setAside(id job.RunID, err error) {
+	r.Logger.Error("a run with tasks cannot be read; it is tried again", "run_id", id, "err", err)
+	r.Later(id)
 }
 
 // found is what there was to read about a root.
@@ -219,8 +239,12 @@ func (r *Resolver) adopt(ctx context.Context, rows []*job.Run) error {
 		errs := make([]error, len(some))
 		r.Pace.Each(len(some), func(i int) { read[i], errs[i] = r.read(ctx, whole[some[i]], true) })
 		for i, id := range some {
-			if errs[i] != nil {
+			if r.fatal(ctx, errs[i]) {
 				return errs[i]
+			}
+			if errs[i] != nil {
+				r.setAside(id, errs[i])
+				continue
 			}
 			r.Fleet.Hold(whole[id].LaneKey())
 			r.begin(whole[id], read[i])

@@ -128,7 +128,8 @@ func (r *Resolver) store(ctx context.Context, births []*job.Run) ([]*job.Run, er
 		r.Logger.Error("the store refuses a task's run; it fails as invalid_result", "run_id", births[0].ID, "err", err)
 		return r.store(ctx, []*job.Run{unstorable(births[0], r.Now())})
 	default:
-		return nil, err
+		r.Logger.Error("the store refuses even to note that a task's run failed; its run waits", "run_id", births[0].ID, "err", err)
+		return []*job.Run{nil}, nil
 	}
 	rows := make([]*job.Run, len(births))
 	for i := range receipts {
