@@ -288,6 +288,8 @@ var keptSeeds = map[uint64]string{
 	89:  "a namesake ended the leases of a worker that was cut off (fleet: TestANamesakeDoesNotEndLeases)",
 	160: "the same, after a change of leader",
 	661: "a deposed leader had a newer one's work stopped, and acknowledged its result away (scheduler: TestADeposedLeaderLeavesANewerOnesWorkAlone)",
+
+	487245909230: "a new leader started work below a cancelled root before it knew that root",
 }
 
 func TestKeptSeeds(t *testing.T) {

@@ -57,7 +57,7 @@ type Mover interface {
 type Resolver interface {
 	// Room is how many roots may be opened.
 	Room() int
-	// Whole tells whether it is known which keys open roots hold.
+	// Whole tells whether it is known which keys open roots hold, and which of them are cancelled.
 	Whole() bool
 	// Take opens runs of leaders' lanes.
 	Take(runs []*job.Run)
@@ -86,8 +86,9 @@ type Dispatcher struct {
 	Later func(ids ...job.RunID)
 
 	sequence atomic.Uint32
-	limits   map[job.LaneKey]int // of concurrency keys, as the last run seen in the lane had it
-	turn     int                 // which namespace is served first; moves on with each step
+	unknown  map[job.LaneKey]struct{} // lanes with runs below roots that this term does not know yet
+	limits   map[job.LaneKey]int      // of concurrency keys, as the last run seen in the lane had it
+	turn     int                      // which namespace is served first; moves on with each step
 }
 
 // Progress is what one step did.
@@ -137,7 +138,14 @@ func (d *Dispatcher) Step(ctx context.Context) (Progress, error) {
 // within one the lane whose first entry comes first (Q4).
 func (d *Dispatcher) wants(lanes []job.LaneDepth) []job.LaneWant {
 	keys := make([]job.LaneKey, 0, len(lanes))
+	whole := d.Resolver.Whole()
+	if whole {
+		clear(d.unknown)
+	}
 	for _, l := range lanes {
+		if _, wait := d.unknown[l.Lane]; wait {
+			continue
+		}
 		if l.Ready > 0 && d.Control.Paused(job.JobID{}, l.Lane.Namespace()) == job.NoReason {
 			keys = append(keys, l.Lane)
 		}
@@ -146,7 +154,7 @@ func (d *Dispatcher) wants(lanes []job.LaneDepth) []job.LaneWant {
 		return nil
 	}
 	capacity, total := d.Fleet.Capacity(keys)
-	opening, whole := min(d.Resolver.Room(), MaxBatch), d.Resolver.Whole()
+	opening := min(d.Resolver.Room(), MaxBatch)
 	room := make(map[job.LaneKey]int, len(keys))
 	for i, k := range keys {
 		n := capacity[i]
@@ -238,6 +246,14 @@ func (d *Dispatcher) candidates(ctx context.Context, entries []job.QueueEntry, n
 		}
 		if m, ok := NotNow(r, d.Control.Paused(r.JobID, r.Namespace), now); ok {
 			moves = append(moves, m)
+			continue
+		}
+		if (!r.IsRoot() || !r.ParentID.IsZero()) && !d.Resolver.Whole() { // a root above it may be cancelled (T6)
+			if d.unknown == nil {
+				d.unknown = map[job.LaneKey]struct{}{}
+			}
+			d.unknown[r.LaneKey()] = struct{}{}
+			early = append(early, Entry(r, now))
 			continue
 		}
 		if !r.Startable(now) {

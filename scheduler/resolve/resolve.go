@@ -207,8 +207,8 @@ func (r *Resolver) Adopt(runs ...*job.Run) {
 // Swept tells that what an earlier term left open was adopted, or told of.
 func (r *Resolver) Swept() { r.tell(func(in *inbox) { in.swept = true }) }
 
-// Whole tells whether all open roots are known, and so which concurrency keys are held. Until then none of them may be
-// given to another root.
+// Whole tells whether all open roots are known, and so which concurrency keys are held and what below them is cancelled.
+// Until then no key may be given to another run, and nothing that is below a root may start.
 func (r *Resolver) Whole() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -264,6 +264,9 @@ func (r *Resolver) Step(ctx context.Context) (more bool, err error) {
 		return true, err
 	}
 	in.adopt = nil
+	if err := r.cancel(ctx); err != nil {
+		return true, err
+	}
 	r.sweptNow()
 	if in.open, err = r.open(ctx, in.open); err != nil {
 		r.putBack(in)
