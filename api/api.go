@@ -56,8 +56,6 @@ type Config struct {
 	Admin       ClusterAdmin // nil: its routes answer 404
 	Credentials Credentials  // nil: /v1/credentials answers 404
 	Snapshots   Snapshots    // nil: /v1/cluster/snapshot answers 404
-	// Tasks says that this cluster runs jobs with tasks and with depends_on; without it they are refused, not_supported_yet.
-	Tasks bool
 
 	Metrics http.Handler // GET /metrics; nil: 404
 	Console http.Handler // GET of everything outside /v1 that is no other route; nil: one plain page at /

@@ -105,27 +105,6 @@ func TestDependentsComeAndGoWhileAJobIsDeleted(t *testing.T) {
 	}
 }
 
-// Until the cluster runs them, documents with tasks or depends_on are refused, whichever way they come.
-func TestTasksStayRefusedUntilTheClusterRunsThem(t *testing.T) {
-	b := newBench(t, func(c *Config) { c.Tasks = false })
-	for field, doc := range map[string]string{
-		"tasks":      `{"name":"x","tasks":[{"name":"a","exec":{"command":["true"]}}]}`,
-		"depends_on": `{"name":"x","depends_on":["y"],"exec":{"command":["true"]}}`,
-	} {
-		for _, way := range [][2]string{{"POST", "/v1/jobs"}, {"PUT", "/v1/jobs/x"}} {
-			if p := refused(t, b, 400, job.Invalid, field, way[0], way[1], doc); p.Reason != "not_supported_yet" {
-				t.Errorf("%+v", p)
-			}
-		}
-	}
-	refused(t, b, 400, job.Invalid, "spec.tasks", "POST", "/v1/runs", `{"spec":{"tasks":[{"name":"a","exec":{"command":["true"]}}]}}`)
-	if b.writes != 0 {
-		t.Error("a refusal wrote")
-	}
-	// What looks like a template is plain text there.
-	want[job.Job](t, b, 201, "POST", "/v1/jobs", `{"name":"x","exec":{"command":["echo","${{ x }}"]}}`)
-}
-
 // Who may read or change a job may read or detach its dependencies: one verb each, in one namespace.
 func TestDependenciesNeedWhatJobsNeed(t *testing.T) {
 	var asked []Operation

@@ -554,7 +554,7 @@ func (n *node) Restore(_ context.Context, r io.Reader) error {
 
 func (n *node) config() Config {
 	return Config{
-		Store: n, Graphs: n, Tasks: true, Schedules: n, Leases: n, Leader: n, Flags: n, Hints: n, Output: n, Joiner: n, Cluster: n, Admin: n, Credentials: n, Snapshots: n,
+		Store: n, Graphs: n, Schedules: n, Leases: n, Leader: n, Flags: n, Hints: n, Output: n, Joiner: n, Cluster: n, Admin: n, Credentials: n, Snapshots: n,
 		Now: func() time.Time { return n.now() }, FollowEvery: time.Millisecond,
 	}
 }

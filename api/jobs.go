@@ -138,16 +138,7 @@ func (a *API) document(rq *request) (*job.Document, error) {
 			return nil, err
 		}
 	}
-	return doc, a.runnable(doc)
-}
-
-// runnable judges of a valid document what takes more than the document's own rules: whether this cluster runs such jobs, and
-// its expressions and templates.
-func (a *API) runnable(doc *job.Document) error {
-	if !a.Tasks {
-		return doc.Unsupported()
-	}
-	return dag.Validate(doc)
+	return doc, dag.Validate(doc)
 }
 
 // createJob is POST /v1/jobs: it creates, and never changes.

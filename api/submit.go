@@ -10,6 +10,7 @@ import (
 	"strconv"
 
 	"github.com/musterhq/muster/job"
+	"github.com/musterhq/muster/job/dag"
 )
 
 type inSubmit struct {
@@ -356,7 +357,7 @@ func (b *births) inline(raw json.RawMessage) (*job.Document, error) {
 		return nil, job.InvalidField("namespace", "the spec says %s, the request %s", quote(doc.Namespace), quote(b.namespace))
 	}
 	doc.Namespace = b.namespace
-	return doc, b.runnable(doc)
+	return doc, dag.Validate(doc)
 }
 
 // id takes the caller's id or makes one. The time in an id decides where its run is stored and listed, so it has to be

@@ -17,7 +17,6 @@ import (
 //	unknown_field       with the nearest field that is known
 //	duplicate_field     the same field twice in one object
 //	too_large, too_deep beyond a limit, which the message names
-//	not_supported_yet   see Document.Unsupported
 const (
 	// MaxDocumentBytes bounds one document, and the JSON that it amounts to once YAML aliases are followed.
 	MaxDocumentBytes = 1 << 20
@@ -59,8 +58,8 @@ func (s *scanner) decode(into any) *Error {
 }
 
 // ParseDocument reads one job document, YAML or JSON, strictly: see DecodeStrict. Then it fills in the defaults and
-// validates. Whether the cron expression and the time zone mean anything is for job/timetable to say, which callers ask;
-// whether this version can run the document is for Unsupported.
+// validates. Whether the cron expression and the time zone mean anything is for job/timetable to say, and
+// whether expressions and templates do for job/dag; callers ask both.
 func ParseDocument(data []byte) (*Document, error) { return ParseDocumentIn("", data) }
 
 // ParseDocumentIn is ParseDocument for a request that names the namespace: a document that names none gets it, and one

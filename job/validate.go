@@ -43,7 +43,7 @@ const (
 	MaxHTTPBodyBytes    = 64 << 10
 )
 
-// Validate checks a normalised document wholly, whatever this version can run (Unsupported says that). The first thing
+// Validate checks a normalised document wholly but for its expressions and templates, which are for package job/dag. The first thing
 // wrong is answered as an *Error with its field. What the schedule's cron expression and time zone mean is checked by
 // job/timetable, which callers ask besides: it knows more than this package may.
 func (d *Document) Validate() error {
@@ -75,26 +75,6 @@ func answer(err *Error) error {
 		return nil
 	}
 	return err
-}
-
-// Unsupported is the error that this version answers to a valid document which it cannot run yet: one with tasks or with
-// dependencies on other jobs.
-func (d *Document) Unsupported() error {
-	field := ""
-	switch {
-	case len(d.Tasks) > 0:
-		field = "tasks"
-	case len(d.DependsOn) > 0:
-		field = "depends_on"
-	default:
-		return nil
-	}
-	e := InvalidField(field, "this version of Muster cannot run jobs with %s yet; use one executor per job", field)
-	if field == "depends_on" {
-		e = InvalidField(field, "this version of Muster cannot run jobs with depends_on yet; use a schedule, or submit runs yourself")
-	}
-	e.Reason = "not_supported_yet"
-	return e
 }
 
 // CheckName checks the name of a job, namespace, task, handler or worker: [A-Za-z0-9][A-Za-z0-9._-]{0,127}.

@@ -185,26 +185,6 @@ func TestValidateWithoutNormalizeAcceptsTheSame(t *testing.T) {
 	}
 }
 
-func TestUnsupported(t *testing.T) {
-	for _, c := range []struct{ name, doc, field string }{
-		{"one executor", "name: a\nhandler: {name: h}", ""},
-		{"tasks", exampleTasks, "tasks"},
-		{"depends_on", "name: a\ndepends_on: [b]\nhandler: {name: h}", "depends_on"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			d, err := job.ParseDocument([]byte(c.doc))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := d.Unsupported(); c.field != "" {
-				refusal{field: c.field, reason: "not_supported_yet", message: "cannot run jobs with " + c.field}.check(t, err)
-			} else if err != nil {
-				t.Error(err)
-			}
-		})
-	}
-}
-
 func TestNormalizeOfATask(t *testing.T) {
 	d, err := job.ParseDocument([]byte("name: a\nretry: {max_attempts: 4, initial: 2s}\ntasks:\n- {name: x, http: {url: 'https://example.com'}, retry: {initial: 10m}}\n- {name: y, exec: {command: [y]}}"))
 	if err != nil {

@@ -134,19 +134,10 @@ func upstreamsFirst(sources []source) []source {
 	return out
 }
 
-// graphsOpen says whether jobs with tasks, or with dependencies on other jobs, are taken. Until they are they are checked by
-// the tests alone.
-const graphsOpen = true
-
 // checkDocument is what a node checks beyond the document's form.
 func (c *cli) checkDocument(d *job.Document) error {
 	if d.Schedule != nil {
 		if _, err := timetable.Parse(*d.Schedule); err != nil {
-			return err
-		}
-	}
-	if !c.graphs {
-		if err := d.Unsupported(); err != nil {
 			return err
 		}
 	}

@@ -127,9 +127,6 @@ func TestExamples(t *testing.T) {
 // The examples with tasks, and the chain of jobs, end as their heads say.
 func TestGraphExamples(t *testing.T) {
 	t.Parallel()
-	if !graphsOpen {
-		t.Skip("jobs with tasks and dependencies are refused as long as graphsOpen is false")
-	}
 	n := startNode(t, "--worker-slots", "8")
 	n.must(t, "apply", "-f", "../../examples")
 

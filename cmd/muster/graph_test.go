@@ -416,18 +416,6 @@ func TestGraphCommands(t *testing.T) {
 	}
 }
 
-// As long as this version does not run them, jobs with tasks are refused before a node is asked.
-func TestGraphsAreRefused(t *testing.T) {
-	t.Parallel()
-	w := world{closed: true}
-	for field, text := range map[string]string{"tasks": graphedJob, "depends_on": "name: a\ndepends_on: [b]\nexec: {command: [x]}\n"} {
-		w.stdin = text
-		if r := w.muster(t, "validate", "-f", "-"); r.code != exitUsage || !strings.Contains(r.out, "cannot run jobs with "+field+" yet") {
-			t.Errorf("%+v", r)
-		}
-	}
-}
-
 // What docs/dags.md shows is taken as it stands.
 func TestDocumentedGraphs(t *testing.T) {
 	t.Parallel()

@@ -88,8 +88,6 @@ type cli struct {
 	addressTyped   bool // --address stands on the command line itself
 	color          bool
 
-	graphs bool // jobs with tasks and dependencies are taken: graphsOpen, but in tests
-
 	patience time.Duration // how long whoever waits for a run is not told why it does not start
 
 	inspect func(path string) (*app.SnapshotReport, error)                        // reads a snapshot's file
@@ -99,7 +97,7 @@ type cli struct {
 }
 
 func newCLI(stdin io.Reader, stdout, stderr io.Writer, env []string) *cli {
-	c := &cli{stdin: stdin, stdout: stdout, stderr: stderr, env: env, now: time.Now, zone: time.Local, graphs: graphsOpen, patience: 5 * time.Second,
+	c := &cli{stdin: stdin, stdout: stdout, stderr: stderr, env: env, now: time.Now, zone: time.Local, patience: 5 * time.Second,
 		inspect: app.InspectSnapshot, recover: app.Recover}
 	// The environment that was handed over counts, not the process's, and a zone that is not known is no reason to fail.
 	if name := c.getenv("TZ"); name != "" {

@@ -38,8 +38,6 @@ type world struct {
 	inspect func(string) (*app.SnapshotReport, error) // nil: the real one
 	recover func(context.Context, app.RecoverOptions) (*app.RecoverReport, error)
 
-	closed bool // to jobs with tasks and dependencies
-
 	patience time.Duration // zero: the real one
 	watch    *lockedBuffer // sees standard error as it is written
 }
@@ -59,7 +57,6 @@ func (w world) muster(t testing.TB, args ...string) result {
 	}
 	c := newCLI(strings.NewReader(w.stdin), &out, stderr, w.env)
 	defer c.close()
-	c.graphs = !w.closed
 	if !w.now.IsZero() {
 		c.now, c.zone = func() time.Time { return w.now }, time.UTC
 	}

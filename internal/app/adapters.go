@@ -18,7 +18,6 @@ func (n *node) buildAPI() (err error) {
 		Store: n.apiStore(), Schedules: schedules{n}, Leases: leases{n}, Leader: leader{n}, Flags: flags{n},
 		Hints: hints{n}, Output: outputs{n}, Joiner: joiner{n}, Cluster: clusterView{n}, Admin: administer{n}, Snapshots: snapshots{n},
 		Metrics: n.metricsHandler(), Version: n.Version, Logger: n.Logger, Registerer: n.registry, Now: n.clock.Now,
-		Tasks: true,
 	}
 	c.Graphs, _ = any(n.store).(api.Graphs)
 	if n.guard != nil {
